@@ -44,7 +44,7 @@ def _check_texts(raw: RawTask, texts: tuple[str, ...], where: str) -> None:
         raise UserError("wrong number of texts", key=where, found=len(texts), expected=raw.columns)
     for text in texts:
         if not isinstance(text, str) or not text.strip():
-            raise UserError("empty text", key=where, found=repr(text), expected="a text with some letter in it")
+            raise UserError("empty text or none", key=where, found=repr(text), expected="a text")
         if not text.isascii():
             _check_unicode(text, where)
 
