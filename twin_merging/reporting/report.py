@@ -1,0 +1,78 @@
+"""The report of a run or a multirun: its table and its figures, written beside the results and shown on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twin_merging.errors import UserError
+from twin_merging.reporting.methods import join_seeds
+from twin_merging.reporting.results import collect, collect_failures
+from twin_merging.reporting.tables import Table, results_table, write_tables
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FIGURES = "figures"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found below ``folder`` and what was written there. ``table`` is None if every job failed."""
+
+    folder: Path
+    results: tuple[dict[str, Any], ...]
+    failures: tuple[dict[str, Any], ...]
+    table: Table | None
+    tables: tuple[Path, ...] = ()
+    figures: tuple[Path, ...] = ()
+
+
+def report(folder: Path) -> Report:
+    """Collect the results below ``folder``; write table.md, table.csv, table.tex and figures/ into it.
+
+    Raises:
+        UserError: if there is neither a result nor a failure, or a file is damaged.
+    """
+    folder = Path(folder)
+    results, failures = collect(folder), collect_failures(folder)
+    if not results and not failures:
+        raise UserError("no results below this folder", key=str(folder), expected="a folder of a run or of a multirun")
+    if not results:
+        return Report(folder, (), tuple(failures), None)
+    table = results_table(results)
+    tables = write_tables(table, folder)
+    figures = _draw(results, folder / FIGURES)
+    return Report(folder, tuple(results), tuple(failures), table, tuple(tables), tuple(figures))
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the table, which jobs failed and where their logs are, and where the files are."""
+    from rich.text import Text
+
+    from twin_merging.reporting.formats import print_table
+
+    if report.table:
+        print_table(report.table, console)
+    for failure in report.failures:
+        first_line = (str(failure.get("message") or "").strip().splitlines() or ["no message"])[0]
+        console.print(Text(f"failed: {failure.get('label', 'a job')}: {first_line}", style="bold red"))
+        console.print(Text(f"        log: {failure.get('log', 'none')}"))
+    if report.tables:
+        names = ", ".join(path.name for path in report.tables)
+        console.print(Text(f"tables:  {report.folder}: {names}"))
+    if report.figures:
+        count = sum(path.suffix == ".png" for path in report.figures)
+        console.print(Text(f"figures: {report.folder / FIGURES}: {count} as PNG and SVG"))
+
+
+def _draw(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+    from twin_merging.reporting.figures import routing_heatmap, slug, task_bars
+
+    paths = task_bars(results, folder)
+    routed = {method.label: method for method in reversed(join_seeds(results)) if method.results[0]["routing"]}
+    for label in reversed(routed):  # oracle and routed heads of one label share their router
+        paths += routing_heatmap(routed[label].results[0], folder, f"routing_{slug(label)}")
+    return paths
