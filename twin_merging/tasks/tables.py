@@ -51,7 +51,7 @@ def _parquet(path: Path) -> dict[str, list[Any]]:
 
 def _jsonl(path: Path) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {}
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate((line for line in file if line.strip()), start=1):
             row = json.loads(line)
             if not isinstance(row, dict) or (columns and row.keys() != columns.keys()):

@@ -1,0 +1,36 @@
+"""What several tests need: real rows beside the repository, and offline assets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from twin_merging import assets
+from twin_merging.errors import UserError
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Small real subsets of the benchmarks, which may lie beside the repository."""
+    folder = Path(__file__).parents[2] / "shared/data"
+    if not folder.is_dir():
+        pytest.skip("needs real rows in ../shared/data, which is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def need_asset() -> Callable[[str], Path]:
+    """Give the folder that holds the named asset, or skip where it is neither cached nor fetchable."""
+
+    def get(name: str) -> Path:
+        folder = assets.asset_folder()
+        try:
+            assets.fetch([name], folder)
+        except UserError as error:
+            pytest.skip(f"asset {name} is not here and cannot be fetched: {error.message}")
+        assets.archive(name, folder)  # a damaged one fails the test
+        return folder
+
+    return get
