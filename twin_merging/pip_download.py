@@ -82,5 +82,5 @@ def _size(path: Path) -> int:
 
 def _reason(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR")]
-    return "pip says: " + (errors or lines or ["nothing"])[-1]
+    # The last line often says only that nothing was found; why, such as a refused connection, stands above it.
+    return "pip says: " + "\n            ".join(line[:200] for line in lines[-3:])

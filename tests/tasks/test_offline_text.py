@@ -79,7 +79,7 @@ def test_tweets_do_not_name_their_author(load):
 def test_labels_say_what_they_should(load):
     """Words that only one class would use: guards against a shifted label order."""
     hints = {
-        "reuters_r8": {"wheat": "grain", "crude oil": "crude", "cts vs": "earnings"},
+        "reuters_r8": {"grain": "grain", "deficit": "trade", "crude oil": "crude", "cts vs": "earnings"},
         "bbc_topics": {"striker": "sports", "the box office": "entertainment", "software": "tech"},
         "newsgroups20": {"goalie": "rec_sport_hockey", "motif": "comp_windows_x"},
         "rotten_tomatoes": {"unfunny": "negative", "wonderfully": "positive"},
