@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -22,6 +23,7 @@ EDGE: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.6}
 REFERENCE: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.2}
 WARNING: dict[str, Any] = {"fontsize": 8, "style": "italic", "color": "#444444"}
 WIDTH, BAR_HEIGHT, GAP = 7.0, 0.26, 0.6  # inches, inches, bars
+LABEL_WIDTH = 36  # characters; two lines find room beside one bar
 LEFT, RIGHT, TOP, BOTTOM = 1.8, 0.1, 0.5, 0.85  # margins in inches
 
 
@@ -60,7 +62,7 @@ def draw_bars(figure: Figure, bars: Sequence[Bar], words: Words) -> None:
     for place, bar in places:
         _draw_bar(axes, place, bar, words.decimals)
     _draw_references(axes, places)
-    axes.set_yticks(ticks, labels)
+    axes.set_yticks(ticks, [fill(label, LABEL_WIDTH) for label in labels])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(max(top - GAP - 0.4, 0.6), -0.6)
     axes.set_xlim(*_limits(bars))
