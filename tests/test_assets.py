@@ -153,6 +153,17 @@ def test_model_folder_holds_the_model_and_nothing_else(index, folder: Path):
     assert not leftovers(folder)
 
 
+def test_what_is_there_is_read_without_writing(index, folder: Path):
+    """So that a mirror may be mounted read-only, and an archive copied there by hand is enough."""
+    assets.model_folder("net", folder)
+    (folder / ".net.lock").unlink()
+    before = sorted(folder.rglob("*"))
+    forget()
+    assets.archive("net", folder)
+    assets.model_folder("net", folder)
+    assert sorted(folder.rglob("*")) == before
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "record"])
 def test_a_damaged_model_is_refused_and_mended(index, folder: Path, damage: str):
     model = assets.model_folder("net", folder)
