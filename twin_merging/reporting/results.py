@@ -49,6 +49,18 @@ def write(folder: Path, results: dict[str, Any]) -> Path:
     return path
 
 
+def write_failure(folder: Path, *, label: str, kind: str, message: str, log: str) -> Path:
+    """Write ``folder/failure.json`` for a job that gave no results.
+
+    Args:
+        kind: ``user`` for bad input, ``crash`` for anything else.
+        log: path of the job's log, with the traceback.
+    """
+    path = Path(folder) / FAILURE
+    _write_atomically(path, json.dumps({"label": label, "kind": kind, "message": message, "log": log}, indent=1) + "\n")
+    return path
+
+
 def read(folder: Path) -> dict[str, Any]:
     """The results of the job whose folder this is.
 

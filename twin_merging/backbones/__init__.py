@@ -1,0 +1,1 @@
+"""Architectures: an encoder, which merges, and a head a task, which never does."""

@@ -1,0 +1,212 @@
+"""Any Hugging Face encoder with a classification or regression head a task.
+
+The architecture's own ``ForSequenceClassification`` class is used throughout, so that published checkpoints load as they
+are. Its base model is the encoder, which merges; everything else is the head, which does not.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions as EncoderOutput
+
+from twin_merging import checkpoints
+from twin_merging.config import SequenceClassifier
+from twin_merging.errors import UserError
+from twin_merging.progress import progress
+from twin_merging.tasks.base import Task
+
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+Features = dict[str, Tensor]
+"""Per row, float32: ``first`` (the first token's last state), ``pooled`` (where the encoder has a pooler), ``mean`` (the
+mean of the last states over real tokens, which the router reads). Each (rows, hidden)."""
+
+
+@dataclass
+class Tokens:
+    """Token ids of a split's rows, unpadded."""
+
+    rows: list[dict[str, list[int]]]
+
+    def by_length(self) -> list[int]:
+        """Row numbers from the longest to the shortest, so that a batch pads little and memory peaks at once."""
+        return sorted(range(len(self.rows)), key=lambda row: -len(self.rows[row]["input_ids"]))
+
+
+class SequenceClassifierBackbone:
+    """Loads, splits, encodes and answers for one architecture.
+
+    Args:
+        options: the backbone's options.
+        folder: the pre-trained model.
+        device: where it computes.
+        autocast: bfloat16 in matrix products.
+    """
+
+    def __init__(self, options: SequenceClassifier, folder: Path, device: torch.device, autocast: bool):
+        self.options, self.folder, self.device, self.autocast = options, folder, device, autocast
+
+    @cached_property
+    def tokenizer(self):
+        """The pre-trained model's tokenizer."""
+        try:
+            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.options.trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise UserError(f"no tokenizer ({str(error).splitlines()[0]})", key="backbone.pretrained", found=self.folder) from error
+
+    def tokenize(self, texts: Sequence[tuple[str, ...]]) -> Tokens:
+        """Token ids, cut to ``max_length``, of rows with one text each or two."""
+        columns = [list(column) for column in zip(*texts, strict=True)]
+        encoded = self.tokenizer(*columns, truncation=True, max_length=self.options.max_length)
+        return Tokens([{key: values[row] for key, values in encoded.items()} for row in range(len(texts))])
+
+    def load(self, source: Path, num_labels: int, regression: bool = False, new_head: bool = False) -> nn.Module:
+        """Encoder and head from a folder, in float32.
+
+        Args:
+            source: a Hugging Face model folder.
+            num_labels: the head's outputs.
+            new_head: initialize the head, because the folder holds none that is wanted.
+
+        Raises:
+            UserError: if the folder's weights are damaged, lack a tensor, or are of another shape.
+        """
+        problem = "regression" if regression else "single_label_classification"
+        try:
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                source, num_labels=num_labels, problem_type=problem, dtype=torch.float32, output_loading_info=True,
+                use_safetensors=True, ignore_mismatched_sizes=new_head, trust_remote_code=self.options.trust_remote_code,
+                **self._attention(),
+            )  # fmt: skip
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise UserError(f"cannot be loaded ({_first_line(error)})", key=str(source)) from error
+        self._check_report(model, report, source, new_head)
+        return model.to(self.device)
+
+    def new_expert(self, task: Task) -> nn.Module:
+        """θ₀ with a new head for ``task``, for fine-tuning."""
+        return self.load(self.folder, task.num_labels, task.kind == "regression", new_head=True)
+
+    def encoder(self, model: nn.Module) -> nn.Module:
+        """The part that merges."""
+        return getattr(model, model.base_model_prefix)
+
+    def head_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """The part that does not merge: every parameter outside the encoder."""
+        prefix = model.base_model_prefix + "."
+        return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(prefix)}
+
+    def head(self, state: Mapping[str, Tensor], num_labels: int) -> Head:
+        """The head of one task, ready to answer from features."""
+        return Head(self.folder, state, num_labels, self.options.trust_remote_code).to(self.device)
+
+    @torch.inference_mode()
+    def encode(self, encoder: nn.Module, tokens: Tokens, batch_size: int, label: str, weights: Tensor | None = None) -> Features:
+        """Features of every row, batched by length.
+
+        Args:
+            encoder: a static encoder, or a ``TwinMergedModel`` if ``weights`` are given.
+            weights: each row's expert weights, (rows, T).
+        """
+        encoder.to(self.device).eval()
+        order, parts = tokens.by_length(), []
+        with progress(label, len(order), "rows") as bar:
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                batch = self.tokenizer.pad([tokens.rows[row] for row in rows], return_tensors="pt").to(self.device)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                    chosen = {} if weights is None else {"weights": weights[rows].to(self.device)}
+                    parts.append(_pool(encoder(**batch, **chosen), batch["attention_mask"]))
+                bar.advance(len(rows))
+        back = torch.tensor(order).argsort()
+        return {key: torch.cat([part[key] for part in parts])[back] for key in parts[0]}
+
+    def check_head_reads_first_token(self, model: nn.Module) -> None:
+        """Check that the head's answer follows from ``Features``, as it does where a head reads the first token.
+
+        Raises:
+            UserError: if it reads more, so that this architecture's heads cannot be kept apart from the encoder.
+        """
+        batch = self.tokenizer(["a short text", "another one that is longer"], padding=True, return_tensors="pt").to(self.device)
+        with torch.inference_mode():
+            model.eval()
+            features = _pool(self.encoder(model)(**batch), batch["attention_mask"])
+            head = self.head(self.head_state(model), model.config.num_labels)
+            difference = (head(features) - model(**batch).logits.cpu()).abs().max().item()
+        if difference > 1e-4:
+            raise UserError(
+                "the heads of this architecture read more than the first token, which is not supported",
+                key="backbone.pretrained", found=type(model).__name__, expected="such as BERT, RoBERTa, ELECTRA, DeBERTa",
+            )  # fmt: skip
+
+    def _attention(self) -> dict[str, str]:
+        """On a CPU the fused attention's backward pass takes several times as long as the plain one's."""
+        return {"attn_implementation": "eager"} if self.device.type == "cpu" else {}
+
+    def _check_report(self, model: nn.Module, report: dict, source: Path, new_head: bool) -> None:
+        prefix = model.base_model_prefix + "."
+        missing = sorted(name for name in report["missing_keys"] if not new_head or name.startswith(prefix))
+        # a bare encoder may come without the pooler that a classifier adds; only then is it initialized
+        missing = [name for name in missing if not (new_head and ".pooler." in name)]
+        if missing:
+            raise UserError("a tensor is missing", key=f"{source}: {missing[0]}", found=f"{len(missing)} missing")
+        for name, tensor in model.state_dict().items():
+            checkpoints.check_finite(tensor, f"{source}: {name}")
+
+
+class Head(nn.Module):
+    """One task's head: features in, logits out. The architecture's own code runs, its encoder replaced by a replay."""
+
+    def __init__(self, folder: Path, state: Mapping[str, Tensor], num_labels: int, trust_remote_code: bool):
+        super().__init__()
+        config = AutoConfig.from_pretrained(folder, num_labels=num_labels, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            self.model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
+        self._replay = _Replay()
+        setattr(self.model, self.model.base_model_prefix, self._replay)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.model.load_state_dict(dict(state), assign=True)
+        self.eval()
+
+    @torch.inference_mode()
+    def forward(self, features: Features) -> Tensor:
+        """Logits, float32: (rows, num_labels)."""
+        device = next(self.parameters()).device
+        self._replay.features = {key: value.to(device) for key, value in features.items()}
+        return self.model(input_ids=torch.zeros(len(features["first"]), 1, dtype=torch.long, device=device)).logits.float().cpu()
+
+
+class _Replay(nn.Module):
+    """Stands in for the encoder and returns features that it computed before."""
+
+    features: Features
+
+    def forward(self, *_, **__) -> EncoderOutput:
+        return EncoderOutput(
+            last_hidden_state=self.features["first"].unsqueeze(1), pooler_output=self.features.get("pooled")
+        )
+
+
+def _pool(output, mask: Tensor) -> Features:
+    states = output.last_hidden_state.float()
+    real = mask.unsqueeze(-1).to(states.dtype)
+    features = {"first": states[:, 0], "mean": (states * real).sum(1) / real.sum(1)}
+    if getattr(output, "pooler_output", None) is not None:
+        features["pooled"] = output.pooler_output.float()
+    return {key: value.cpu() for key, value in features.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return next(line for line in [*str(error).splitlines(), type(error).__name__] if line.strip())

@@ -1,0 +1,82 @@
+"""Where pre-trained weights come from: an offline asset, a folder, or the hub; and what identifies them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twin_merging import assets
+from twin_merging.errors import UserError
+from twin_merging.checksums import sha256_of
+
+ASSET = "asset:"
+HASHED = ("*.json", "*.safetensors", "*.txt", "*.model")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder with weights, tokenizer and config, and plain JSON that identifies its content."""
+
+    folder: Path
+    identity: dict[str, Any]
+
+
+def locate(pretrained: str, revision: str | None, asset_folder: Path, key: str = "backbone.pretrained") -> Source:
+    """Find weights, fetching them if they are an asset or on the hub.
+
+    Raises:
+        UserError: if there is no such asset, folder or hub repository, or it cannot be reached.
+    """
+    if pretrained.startswith(ASSET):
+        name = pretrained.removeprefix(ASSET)
+        return Source(assets.model_folder(name, asset_folder), {"asset": name, "sha256": assets.identity(name)})
+    folder = Path(pretrained).expanduser()
+    if folder.is_dir():
+        return Source(folder, {"files": _fingerprint(folder, key)})
+    if folder.is_absolute() or pretrained.startswith(".") or pretrained.count("/") > 1:
+        raise UserError("no such folder", key=key, found=pretrained, expected="a folder with config.json and safetensors weights")
+    return _from_hub(pretrained, revision, key)
+
+
+def largest_rank(folder: Path) -> int | None:
+    """The largest min(m, n) over the checkpoint's matrices, read from the files' headers alone."""
+    ranks = [min(shape) for file in folder.glob("*.safetensors") for shape in _shapes(file) if len(shape) == 2]
+    return max(ranks, default=None)
+
+
+def checkpoint_bytes(folder: Path) -> int:
+    """Bytes of the checkpoint's weight files."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _shapes(file: Path) -> list[list[int]]:
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > file.stat().st_size:
+            raise UserError("a damaged safetensors file", key=str(file), found=f"{file.stat().st_size} bytes")
+        header = json.loads(stream.read(length))
+    return [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+
+
+def _fingerprint(folder: Path, key: str) -> dict[str, str]:
+    files = sorted({file for pattern in HASHED for file in folder.glob(pattern)})
+    if not (folder / "config.json").is_file():
+        raise UserError("no model in this folder", key=key, found=folder, expected="config.json and safetensors weights")
+    return {file.name: sha256_of(file) for file in files}
+
+
+def _from_hub(name: str, revision: str | None, key: str) -> Source:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(name, revision=revision, allow_patterns=list(HASHED))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"cannot be had from the hub ({str(error).splitlines()[0]})", key=key, found=name,
+            expected="a hub name, a local folder, or asset:NAME", hint="without network use a folder, or backbone=minilm",
+        ) from error  # fmt: skip
+    return Source(Path(folder), {"hub": name, "commit": Path(folder).name})

@@ -1,0 +1,148 @@
+"""The command line of ``run.py``: what Hydra understands, checked before work starts, with a report at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+
+from twin_merging.errors import UserError
+
+USAGE = """Say what to run, for example:
+  python run.py +exp=quickstart                        the whole pipeline on real data, minutes on a CPU
+  python run.py +exp=quickstart merge_method=twin      one of its methods
+Experiments: {experiments}
+python run.py --help shows every group and its options."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line and return its exit code: 0 done; 1 a job failed, the others finished; 2 bad input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here instead of being printed by Hydra
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return _main(arguments)
+    except UserError as error:
+        if os.environ.get("TWIN_FULL_ERROR"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is cached, and the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+def _main(arguments: list[str]) -> int:
+    from twin_merging.compose import CONFIGS, plan, register_resolvers
+
+    if not arguments:
+        experiments = ", ".join(sorted(path.stem for path in (CONFIGS / "exp").glob("*.yaml")))
+        print(USAGE.format(experiments=experiments), file=sys.stderr)
+        return 2
+    args, unknown = get_args_parser().parse_known_args(arguments)
+    if unknown:
+        raise UserError("unknown flag", key=unknown[0], hint="python run.py --help")
+    flags = [argument for argument in arguments if argument not in args.overrides]
+    if (command := _cache_command(args.overrides)) is not None:
+        return command
+    register_resolvers()
+    if args.help or args.hydra_help or args.info or args.shell_completion or args.version:
+        return _hydra(flags, args.overrides)
+    launch = plan(args.overrides, args.multirun)
+    if args.cfg:
+        return _hydra(flags, [override for override in launch.overrides if "hydra.sweep" not in override and "hydra.run" not in override])
+    return _run(launch, [flag for flag in flags if flag not in ("-m", "--multirun")])
+
+
+def _run(launch: Any, flags: list[str]) -> int:
+    from twin_merging.pipeline.preflight import check_inputs
+    from twin_merging.pipeline.runner import configure_logging
+
+    configure_logging()
+    if launch.folder.exists() and any(launch.folder.rglob("results.json")):
+        raise UserError("this folder has results already and they are never overwritten", key="hydra.run.dir", found=launch.folder)
+    _describe(launch)
+    check_inputs(launch.jobs)
+    _hydra([*flags, *(["--multirun"] if launch.multirun else [])], launch.overrides)
+    return _report(launch)
+
+
+def _hydra(flags: list[str], overrides: list[str]) -> int:
+    """Hand over to Hydra, which composes each job anew and gives it to its launcher."""
+    from twin_merging.compose import CONFIGS
+    from twin_merging.pipeline.runner import run_job
+
+    sys.argv = [sys.argv[0], *flags, *overrides]
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(run_job)()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def _describe(launch: Any) -> None:
+    """Print the configuration, a line a group; each job's own is saved as config.yaml in its folder."""
+    import logging
+
+    from twin_merging.validation import to_plain
+
+    log, first = logging.getLogger("twin_merging"), to_plain(launch.jobs[0])
+    plural = f"{len(launch.jobs)} jobs" if len(launch.jobs) > 1 else "1 job"
+    log.info("%s: %s in %s", first["exp"], plural, launch.folder)
+    for key, value in first.items():
+        values = [to_plain(job)[key] for job in launch.jobs]
+        different = list(dict.fromkeys(_short(each) for each in values))
+        log.info("  %-13s%s", key, " | ".join(different))
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    settings = [f"{key}={_short(inner) if not isinstance(inner, dict) else f'({_short(inner)})'}" for key, inner in value.items() if key != "name"]
+    return " ".join([str(value.get("name", "")), *settings]).strip()
+
+
+def _report(launch: Any) -> int:
+    """Tables and figures of all jobs; the exit code is 1 if one failed, 2 if all did and for bad input."""
+    from rich.console import Console
+
+    from twin_merging.config import trackers
+    from twin_merging.reporting.report import print_report, report
+    from twin_merging.validation import to_plain
+
+    made = report(launch.folder)
+    print_report(made, Console())
+    if launch.multirun and made.table is not None:
+        first = launch.jobs[0]
+        tracker = trackers[first.tracker.name].load()(first.tracker, launch.folder, f"{first.exp}-report", to_plain(first))
+        tracker.table("results", made.table)
+        for path in made.figures:
+            if path.suffix == ".png":
+                tracker.image(Path(path).stem, path)
+        tracker.finish()
+    if not made.failures:
+        return 0
+    return 2 if not made.results and all(failure["kind"] == "user" for failure in made.failures) else 1
+
+
+def _cache_command(overrides: list[str]) -> int | None:
+    """``cache=list`` and ``cache=clean``, which run no job."""
+    wanted = [override for override in overrides if override.lstrip("+") in ("cache=list", "cache=clean")]
+    if not wanted:
+        return None
+    from twin_merging.compose import cache_folder
+    from twin_merging.pipeline.cache import clean, listing
+    from twin_merging.reporting.tables import human_bytes
+
+    root = cache_folder([override for override in overrides if override not in wanted])
+    if wanted[0].endswith("list"):
+        print(f"cache: {root.absolute()}")
+        for stage, count, size in listing(root):
+            print(f"  {stage:<12}{count:>5} artefacts {human_bytes(size):>10}")
+    else:
+        print(f"cache: {human_bytes(clean(root))} freed in {root.absolute()}")
+    return 0

@@ -1,0 +1,174 @@
+"""Hydra's command line, expanded and checked before any work: which jobs there are, and each one's configuration."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from twin_merging.config import REGISTRIES, RunConfig
+from twin_merging.errors import UserError, nearest
+from twin_merging.registry import load_plugins
+from twin_merging.validation import validate
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+@dataclass
+class Launch:
+    """What a command line asks for: its jobs, checked, and the arguments that make Hydra run exactly those."""
+
+    jobs: list[RunConfig]
+    folder: Path
+    multirun: bool
+    overrides: list[str]
+
+
+def register_resolvers() -> None:
+    """``${fresh:}`` is a folder name that no other run has: the time and four random hex digits."""
+    OmegaConf.register_new_resolver("fresh", _fresh, use_cache=True, replace=True)
+
+
+def plan(overrides: list[str], multirun: bool) -> Launch:
+    """Compose and validate every job that ``overrides`` ask for.
+
+    A value given on the command line replaces the same key's list in the experiment's own sweep.
+
+    Raises:
+        UserError: for the first key or value that is unknown or wrong.
+    """
+    register_resolvers()
+    with _composer():
+        load_plugins(_plugins(overrides))
+        parsed = _parse(overrides)
+        single = [text for text, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
+        first = _compose(single)
+        multirun = multirun or first.hydra.mode is not None and first.hydra.mode.name == "MULTIRUN"
+        if not multirun:
+            overrides_of_jobs, arguments = [overrides], overrides
+            if len(single) < len(overrides):
+                swept = next(override.key_or_group for override in parsed if override.is_sweep_override())
+                raise UserError("several values are a sweep", key=swept, hint="add -m (--multirun)")
+        else:
+            arguments = _with_experiment_sweep(overrides, parsed, first)
+            overrides_of_jobs = _expand(arguments, first)
+        jobs = [validate(_compose(job)) for job in overrides_of_jobs]
+        folder = Path(first.hydra.sweep.dir if multirun else first.hydra.run.dir)
+    key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+    return Launch(jobs, folder, multirun, [*arguments, f"{key}={_quoted(str(folder))}"])
+
+
+def cache_folder(overrides: list[str]) -> Path:
+    """``paths.cache`` as ``overrides`` set it, without asking for an experiment."""
+    with _composer():
+        return Path(_compose(overrides).paths.cache)
+
+
+@contextmanager
+def _composer():
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS), job_name="run"):
+        yield
+
+
+def _fresh() -> str:
+    return f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(2)}"
+
+
+def _plugins(overrides: list[str]) -> list[str]:
+    """The modules that ``plugins`` names: on the command line, else in the experiment's own file.
+
+    They are needed before composing, since an override may name an option that only a plugin brings.
+    """
+    values = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
+    if "plugins" in values:
+        return [name.strip() for name in values["plugins"].strip("[]").split(",") if name.strip()]
+    experiment = CONFIGS / "exp" / f"{values.get('exp')}.yaml"
+    return list(OmegaConf.load(experiment).get("plugins") or []) if experiment.is_file() else []
+
+
+def _parse(overrides: list[str]) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides(overrides)
+    except OverrideParseException as error:
+        raise UserError(
+            "this cannot be read as key=value", key=error.override, found=str(error).splitlines()[0],
+            expected="key=value, +key=value, key=[a,b], or key=a,b with -m", hint="quote values with spaces or signs: 'key=\"a b\"'",
+        ) from error  # fmt: skip
+
+
+def _with_experiment_sweep(overrides: list[str], parsed: list[Override], cfg: DictConfig) -> list[str]:
+    given = {override.key_or_group for override in parsed}
+    own = OmegaConf.to_container(cfg.hydra.sweeper.get("params") or OmegaConf.create({}))
+    if not isinstance(own, dict) or not own:
+        return overrides
+    return [*(f"{key}={value}" for key, value in own.items() if key not in given), *overrides, "hydra.sweeper.params=null"]
+
+
+def _expand(arguments: list[str], cfg: DictConfig) -> list[list[str]]:
+    """Each job's overrides as Hydra's basic sweeper makes them; other sweepers choose theirs as they go."""
+    if not str(cfg.hydra.sweeper._target_).endswith("BasicSweeper"):
+        return [[text for text, override in zip(arguments, _parse(arguments), strict=True) if not override.is_sweep_override()]]
+    parsed = [override for override in _parse(arguments) if not str(override.key_or_group).startswith("hydra.")]
+    hydra_only = [text for text in arguments if text.lstrip("+~").startswith("hydra")]
+    return [job + hydra_only for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    try:
+        return compose("config", overrides=overrides, return_hydra_config=True)
+    except MissingConfigException as error:
+        raise _missing_option(error) from error
+    except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
+        raise _bad_override(error, overrides) from error
+
+
+def _missing_option(error: MissingConfigException) -> UserError:
+    group, _, given = str(error.missing_cfg_file).rpartition("/")
+    known = sorted(option for option in error.options or [] if "/" not in option)
+    return UserError(
+        "unknown option", key=group or "config", found=given,
+        expected="one of " + ", ".join(known) if known else None, nearest=nearest(given, known),
+    )  # fmt: skip
+
+
+def _bad_override(error: Exception, overrides: list[str]) -> UserError:
+    """Find the override that does not compose with the rest, and the keys that exist where it points."""
+    for text, override in zip(overrides, _parse(overrides), strict=True):
+        key = override.get_key_element()
+        if key not in str(error) and str(override.key_or_group) not in str(error):
+            continue
+        others = [other for other in overrides if other is not text]
+        try:
+            cfg = compose("config", overrides=others, return_hydra_config=True)
+        except Exception:  # another override is wrong too: its own message comes first
+            continue
+        return _unknown_key(str(override.key_or_group), override, cfg, error)
+    return UserError(str(error).splitlines()[0])
+
+
+def _unknown_key(key: str, override: Override, cfg: DictConfig, error: Exception) -> UserError:
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    known = [str(name) for name in node if name != "hydra"] if isinstance(node, DictConfig) else []
+    if key in known or (parent and last in known):
+        return UserError(str(error).splitlines()[0], key=key, found=override.value())
+    known = known if parent else sorted({*known, *REGISTRIES, "exp"})
+    hint = "an experiment is added: +exp=NAME" if key == "exp" else None
+    return UserError(
+        "unknown key", key=key, found=override.value(),
+        expected="one of " + ", ".join(known) if known else None, nearest=nearest(last, known), hint=hint,
+    )  # fmt: skip
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

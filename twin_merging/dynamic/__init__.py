@@ -1,0 +1,1 @@
+"""Models whose weights differ from example to example, evaluated a batch at a time."""

@@ -1,0 +1,44 @@
+"""Raw and normalized scores of one job (paper section 4.1, equation 4)."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import Any
+
+from twin_merging.evaluation.metrics import confidence_interval, metrics
+from twin_merging.tasks.base import TEST, Task
+
+REFERENCE = "finetuned expert of each task, own head, same test rows"
+
+
+def normalized(raw: float, reference: float) -> float | None:
+    """100 · raw/reference, in percent; None where the reference is not above 0, for which no ratio has a meaning."""
+    return 100 * raw / reference if reference > 0 else None
+
+
+def average_normalized(values: list[float | None]) -> float | None:
+    """The mean over tasks of their normalized scores: a mean of ratios, not a ratio of means."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def score(task: Task, answers: list, reference_answers: list) -> dict[str, Any]:
+    """One task's entry of results.json: metric, raw, reference, normalized, rows, confidence_interval."""
+    metric, labels = metrics[task.metric], task.splits[TEST].labels
+    raw, reference = metric(answers, labels), metric(reference_answers, labels)
+    return {
+        "metric": task.metric,
+        "raw": raw,
+        "reference": reference,
+        "normalized": normalized(raw, reference),
+        "rows": len(labels),
+        "confidence_interval": list(confidence_interval(metric, answers, labels)),
+    }
+
+
+def averages(tasks: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """``average_raw`` and ``average_normalized`` over tasks' entries."""
+    return {
+        "average_raw": fmean(entry["raw"] for entry in tasks.values()),
+        "average_normalized": average_normalized([entry["normalized"] for entry in tasks.values()]),
+    }

@@ -1,0 +1,1 @@
+"""Experts: the encoder fine-tuned on one task each."""

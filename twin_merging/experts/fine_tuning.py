@@ -1,0 +1,149 @@
+"""Fine-tuning one expert by ``transformers.Trainer``: the epoch that is best on validation, resumable after a kill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone
+from twin_merging.config import FullFineTuning
+from twin_merging.evaluation.metrics import metrics
+from twin_merging.evaluation.selection import choose
+from twin_merging.progress import Progress
+from twin_merging.tasks.base import TRAIN, VALIDATION, Task
+
+COMPLETE = "complete"  # the file that marks a checkpoint whose writing ended
+PEFT_PREFIX = "base_model.model."  # what peft puts before a model's own parameter names
+
+
+def full_fine_tuning(
+    backbone: SequenceClassifierBackbone, task: Task, options: FullFineTuning, seed: int, folder: Path, scratch: Path
+) -> None:
+    """Fine-tune every parameter on ``task`` and save a Hugging Face folder (paper appendix D.2).
+
+    Args:
+        folder: receives the model, the tokenizer, and ``expert.json`` with the validation score of every epoch.
+        scratch: receives checkpoints; training goes on from the newest.
+    """
+    torch.manual_seed(seed)
+    model = backbone.new_expert(task)
+    backbone.check_head_reads_first_token(model)
+    history = train(backbone, model, task, options, seed, scratch)
+    save_expert(backbone, model, task, history, folder)
+
+
+def train(
+    backbone: SequenceClassifierBackbone, model: nn.Module, task: Task, options: FullFineTuning, seed: int, scratch: Path
+) -> dict[str, Any]:
+    """Train ``model`` in place, leave it with the weights of its best epoch, and return the record of that choice."""
+    scores = metrics[task.metric]
+
+    def compute_metrics(prediction) -> dict[str, float]:
+        return {"score": scores(predictions_of(prediction.predictions, task), prediction.label_ids.tolist())}
+
+    steps = -(-len(task.splits[TRAIN]) // options.batch_size) * options.epochs
+    arguments = TrainingArguments(
+        output_dir=str(scratch), seed=seed, data_seed=seed, use_cpu=backbone.device.type == "cpu",
+        num_train_epochs=options.epochs, per_device_train_batch_size=options.batch_size, per_device_eval_batch_size=64,
+        learning_rate=options.lr, lr_scheduler_type=options.scheduler, warmup_steps=round(options.warmup * steps),
+        weight_decay=options.weight_decay, bf16=backbone.autocast, eval_strategy="epoch", save_strategy="epoch",
+        load_best_model_at_end=True, metric_for_best_model="score", greater_is_better=True, save_total_limit=1,
+        logging_strategy="epoch", report_to="none", disable_tqdm=True, dataloader_pin_memory=backbone.device.type != "cpu",
+        label_names=["labels"],
+    )  # fmt: skip
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=_rows(backbone, task, TRAIN),
+        eval_dataset=_rows(backbone, task, VALIDATION),
+        data_collator=DataCollatorWithPadding(backbone.tokenizer),
+        compute_metrics=compute_metrics,
+        callbacks=[_EtaCallback(task.name)],
+        optimizers=(_optimizer(model, options), None),
+    )
+    trainer.remove_callback(_printer())
+    trainer.train(resume_from_checkpoint=_usable_checkpoint(scratch))
+    by_epoch = {int(row["epoch"]): row["eval_score"] for row in trainer.state.log_history if "eval_score" in row}
+    choice = choose(f"epoch of {task.name}", by_epoch, task, VALIDATION)
+    return {"choice": choice, "train_tokens": int(sum(len(row["input_ids"]) for row in trainer.train_dataset) * options.epochs)}
+
+
+def save_expert(backbone: SequenceClassifierBackbone, model: nn.Module, task: Task, history: dict[str, Any], folder: Path) -> None:
+    """Write model and tokenizer as a Hugging Face folder, and ``expert.json``."""
+    if task.class_names:
+        model.config.id2label = dict(enumerate(task.class_names))
+        model.config.label2id = {name: index for index, name in enumerate(task.class_names)}
+    model.save_pretrained(folder)
+    backbone.tokenizer.save_pretrained(folder)
+    (folder / "expert.json").write_text(json.dumps({"task": task.name, **history}, indent=1))
+
+
+def predictions_of(logits, task: Task) -> list[int] | list[float]:
+    """Class indices, or numbers for regression, of logits (rows, num_labels)."""
+    values = torch.as_tensor(logits).float()
+    return values.argmax(-1).tolist() if task.kind == "single_label" else values.flatten().tolist()
+
+
+def _rows(backbone: SequenceClassifierBackbone, task: Task, split: str) -> list[dict[str, Any]]:
+    tokens = backbone.tokenize(task.splits[split].texts)
+    return [{**row, "labels": label} for row, label in zip(tokens.rows, task.splits[split].labels, strict=True)]
+
+
+def _optimizer(model: nn.Module, options: FullFineTuning) -> torch.optim.Optimizer:
+    """AdamW with the head's own learning rate and no decay on biases and norms."""
+    prefix = model.base_model_prefix + "."
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            in_encoder = name.removeprefix(PEFT_PREFIX).startswith(prefix)
+            groups.setdefault((in_encoder, parameter.dim() > 1), []).append(parameter)
+    head_lr = options.lr if options.head_lr is None else options.head_lr
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr": options.lr if encoder else head_lr, "weight_decay": options.weight_decay if matrix else 0.0}
+            for (encoder, matrix), parameters in groups.items()
+        ],
+        fused=True,
+    )
+
+
+def _usable_checkpoint(scratch: Path) -> str | None:
+    """The newest checkpoint that was written to its end; a torn one is removed."""
+    while (newest := get_last_checkpoint(str(scratch)) if scratch.is_dir() else None) is not None:
+        if (Path(newest) / COMPLETE).is_file():
+            return newest
+        shutil.rmtree(newest)
+    return None
+
+
+def _printer() -> type[TrainerCallback]:
+    from transformers import PrinterCallback
+
+    return PrinterCallback
+
+
+class _EtaCallback(TrainerCallback):
+    """Shows steps with an ETA, and marks a checkpoint once all its files are written."""
+
+    def __init__(self, label: str):
+        self.label = label
+
+    def on_train_begin(self, args, state, control, **_):
+        self.bar = Progress(f"fine-tune {self.label}", state.max_steps, "steps")
+        self.bar.update(state.global_step)
+
+    def on_step_end(self, args, state, control, **_):
+        self.bar.update(state.global_step)
+
+    def on_save(self, args, state, control, **_):
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+    def on_train_end(self, args, state, control, **_):
+        self.bar.close()

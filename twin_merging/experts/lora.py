@@ -1,0 +1,42 @@
+"""Fine-tuning low-rank adapters by peft, and the expert they make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+
+from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone
+from twin_merging.config import LoraFineTuning
+from twin_merging.errors import UserError
+from twin_merging.experts.fine_tuning import save_expert, train
+from twin_merging.tasks.base import Task
+
+
+def lora_fine_tuning(
+    backbone: SequenceClassifierBackbone, task: Task, options: LoraFineTuning, seed: int, folder: Path, scratch: Path
+) -> None:
+    """Fine-tune θ₀ + (α/r)·BA with the head in full, and save the expert with the *product* added to its weights.
+
+    Merging the products, not the factors A and B one by one, is what Twin-Merging on LoRA means (paper appendix A).
+
+    Raises:
+        UserError: if ``targets`` match no linear layer.
+    """
+    torch.manual_seed(seed)
+    model = backbone.new_expert(task)
+    backbone.check_head_reads_first_token(model)
+    heads = sorted({name.split(".")[0] for name in backbone.head_state(model)})
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS, r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout,
+        target_modules=options.targets, modules_to_save=heads,
+    )  # fmt: skip
+    prefix = model.base_model_prefix
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"no layer to adapt ({error})", key="finetune.targets", found=options.targets) from error
+    adapted.base_model_prefix = prefix
+    history = train(backbone, adapted, task, options, seed, scratch)
+    save_expert(backbone, adapted.merge_and_unload(), task, history, folder)

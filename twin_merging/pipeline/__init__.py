@@ -1,0 +1,1 @@
+"""The order of the stages, their cache, and the jobs that run them."""

@@ -1,0 +1,77 @@
+"""What is checked before any work starts, beyond the configuration itself: assets, data, backbone, device, disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from twin_merging import assets
+from twin_merging.backbones.sources import checkpoint_bytes, largest_rank
+from twin_merging.config import RunConfig
+from twin_merging.errors import UserError
+from twin_merging.pipeline.cache import Cache
+from twin_merging.pipeline.stages import Stages, check_rank
+
+TRAINING_COPIES = 4  # an expert, its best and its newest checkpoint with two optimizer states
+
+
+def check_inputs(jobs: list[RunConfig]) -> None:
+    """Fetch what is missing and prepare the data of all jobs, so that bad input is found before the first expert.
+
+    Raises:
+        UserError: for the first thing that would make a job fail.
+    """
+    seen: set[str] = set()
+    for run in jobs:
+        for key, folder in (("paths.outputs", run.paths.outputs), ("paths.cache", run.paths.cache)):
+            _check_writable(key, Path(folder))
+        stages = Stages(run, Cache(Path(run.paths.cache), run.cache))
+        if stages.run.device not in ("auto", "cpu"):
+            _check_device(run.device)
+        for name in stages.names:
+            needed = stages.task_source.assets(name)
+            assets.fetch([asset for asset in needed if asset not in seen], stages.asset_folder)
+            seen.update(needed)
+        check_rank(run, largest_rank(stages.backbone_source.folder))
+        if stages.cache.find(stages.result) is None:
+            _check_disk(stages)
+            for stage in (*map(stages.data, stages.names), stages.base, *_imported(stages)):
+                if stage.key not in seen and run.cache == "write":
+                    stages.get(stage)
+                seen.add(stage.key)
+
+
+def _imported(stages: Stages) -> list:
+    return stages.experts if stages.run.experts.source is not None else []
+
+
+def _check_writable(key: str, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot be made ({error.strerror})", key=key, found=folder, expected="a folder to write in") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError("cannot be written to", key=key, found=folder, expected="a folder to write in")
+
+
+def _check_device(name: str) -> None:
+    from twin_merging.pipeline.environment import resolve_device
+
+    resolve_device(name)
+
+
+def _check_disk(stages: Stages) -> None:
+    """Refuse to start what cannot end: experts to come, and the checkpoints that training writes."""
+    if stages.run.cache != "write":
+        return
+    one = checkpoint_bytes(stages.backbone_source.folder)
+    missing = sum(stages.cache.find(expert) is None for expert in stages.experts)
+    needed = one * (missing + TRAINING_COPIES) if missing else one
+    free = shutil.disk_usage(stages.cache.root).free
+    if free < needed:
+        raise UserError(
+            "the disk has too little room for what this run would write", key="paths.cache",
+            found=f"{free / 1e6:.0f} MB free at {stages.cache.root}", expected=f"about {needed / 1e6:.0f} MB",
+            hint="free some space or set paths.cache to another disk",
+        )  # fmt: skip

@@ -1,0 +1,127 @@
+"""One job: its stages through the cache, then results.json, the tracker, and a picture of the routing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from twin_merging.config import RunConfig, trackers
+from twin_merging.errors import UserError
+from twin_merging.pipeline.cache import Cache, upstream
+from twin_merging.pipeline.environment import git_commit, package_versions
+from twin_merging.pipeline.stages import Stages
+from twin_merging.progress import format_seconds
+from twin_merging.registry import load_plugins
+from twin_merging.reporting.results import SCHEMA_VERSION, write, write_failure
+from twin_merging.trackers import redact
+from twin_merging.validation import to_plain, validate
+
+log = logging.getLogger("twin_merging")
+FULL_ERROR = "TWIN_FULL_ERROR"
+
+
+def run_job(cfg: DictConfig) -> None:
+    """Hydra's task function: run one job in its own folder. A failure is written there and never stops other jobs."""
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    configure_logging()
+    to_file = logging.FileHandler(folder / "run.log")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(to_file)
+    label = ", ".join(hydra.overrides.task) or "default"
+    try:
+        load_plugins(list(cfg.get("plugins") or []))
+        run = validate(cfg)
+        OmegaConf.save(OmegaConf.create(to_plain(run)), folder / "config.yaml")
+        label = execute(run, folder, list(hydra.overrides.task))
+    except Exception as error:  # whatever it is, the other jobs go on
+        kind = "user" if isinstance(error, UserError) else "crash"
+        message = str(error) if kind == "user" else f"{type(error).__name__}: {error}"
+        log.error("failed: %s", message)
+        trace = traceback.format_exc()
+        with (folder / "run.log").open("a") as file:
+            file.write(trace)
+        if os.environ.get(FULL_ERROR):
+            log.error(trace)
+        write_failure(folder, label=label, kind=kind, message=message, log=str(folder / "run.log"))
+    finally:
+        log.removeHandler(to_file)
+        to_file.close()
+
+
+def execute(run: RunConfig, folder: Path, overrides: list[str]) -> str:
+    """Run the stages of ``run`` and write ``folder/results.json``; returns the job's label."""
+    start = time.perf_counter()
+    stages = Stages(run, Cache(Path(run.paths.cache), run.cache))
+    label = f"{stages.label}, {run.evaluation.heads} heads, seed {run.seed}"
+    log.info("%s", label)
+    if (found := stages.cache.find(stages.result)) is not None:
+        _say_cached(stages)
+    result = found or stages.get(stages.result)
+    record = result.json("result.json")
+    results = _results(run, stages, record, overrides)
+    results["seconds"] += result.seconds
+    write(folder, results)
+    _track(run, results, folder)
+    average = record["average_normalized"]
+    shown = "undefined" if average is None else f"{average:.2f}"
+    log.info("  average normalized %s   (%s)", shown, format_seconds(time.perf_counter() - start))
+    return label
+
+
+def configure_logging() -> None:
+    """Messages to standard output, once a process, as a launcher's workers start without any handler."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    if not any(isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout for handler in log.handlers):
+        log.addHandler(logging.StreamHandler(sys.stdout))
+
+
+def _say_cached(stages: Stages) -> None:
+    counts = Counter(stage.name for stage in upstream(stages.result))
+    for name, count in counts.items():
+        log.info("  %-10s %-44s cached", name, f"{count} artefacts" if count > 1 else "")
+
+
+def _results(run: RunConfig, stages: Stages, record: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    computed_now = stages.cache.computed
+    return {
+        "schema_version": SCHEMA_VERSION, "exp": run.exp, "suite": run.tasks.name, "backbone": run.backbone.pretrained,
+        "merge_method": run.merge_method.name, "label": stages.label, "heads": run.evaluation.heads, "seed": run.seed,
+        "status": "done", "average_normalized": record["average_normalized"], "average_raw": record["average_raw"],
+        "reference": record["reference"], "bytes_stored": record["bytes_stored"], "seconds": record["seconds"],
+        "peak_memory": record["peak_memory"], "offline_suite": run.tasks.name == "offline_text",
+        "tasks": record["tasks"], "routing": record["routing"], "choices": record["choices"],
+        "stages": [{**stage, "cached": stage["key"] not in computed_now} for stage in record["stages"]],
+        "provenance": {
+            "config": redact(to_plain(run)), "overrides": redact(overrides), "versions": package_versions(),
+            "python": sys.version.split()[0], "git_commit": git_commit(), "device": run.device, "precision": stages.precision,
+            "data": record["data"], "checkpoints": record["checkpoints"],
+        },
+    }  # fmt: skip
+
+
+def _track(run: RunConfig, results: dict[str, Any], folder: Path) -> None:
+    from twin_merging.reporting.figures import routing_heatmap
+    from twin_merging.reporting.tables import results_table
+
+    tracker = trackers[run.tracker.name].load()(run.tracker, folder, f"{run.exp}-{folder.name}", to_plain(run))
+    scalars = {key: results[key] for key in ("average_normalized", "average_raw", "bytes_stored", "seconds", "peak_memory")}
+    for name, task in results["tasks"].items():
+        scalars |= {f"{name}/{key}": task[key] for key in ("raw", "normalized", "reference")}
+    tracker.scalars({name: value for name, value in scalars.items() if value is not None})
+    tracker.table("results", results_table([results]))
+    if results["routing"]:
+        for path in routing_heatmap(results, folder):
+            if path.suffix == ".png":
+                tracker.image("routing", path)
+    tracker.finish()

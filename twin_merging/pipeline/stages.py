@@ -1,0 +1,223 @@
+"""The stages of one job and how they hang together. Describing them computes nothing; the cache computes what it lacks."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from twin_merging import assets
+from twin_merging.backbones.sources import Source, locate
+from twin_merging.config import RunConfig, finetunings, merge_methods, routers, sparsifiers, task_sources
+from twin_merging.errors import UserError, unknown
+from twin_merging.pipeline.cache import Artefact, Cache, Stage
+from twin_merging.pipeline.environment import resolve_precision
+from twin_merging.tasks.base import TEST, VALIDATION
+from twin_merging.validation import to_plain
+
+STATIC_NEEDS_NO_MERGE = "pretrained"
+
+
+class Stages:
+    """The graph of one job's stages.
+
+    data ─► expert ─► merge ─► exclusive ─► router ─► dynamic ─► result, with ``encode`` wherever a static encoder's
+    features of a split are needed.
+
+    Args:
+        run: the job's configuration.
+        cache: where artefacts are found and put.
+    """
+
+    def __init__(self, run: RunConfig, cache: Cache):
+        self.run, self.cache = run, cache
+        self.asset_folder = assets.asset_folder(run.paths.assets)
+        self.precision = resolve_precision(run.precision, run.device)
+        self.names = list(run.tasks.names)
+        self.method = run.merge_method
+        self.is_twin = hasattr(self.method, "shared")
+
+    @cached_property
+    def task_source(self) -> Any:
+        """The source of the tasks, which knows all the names asked for."""
+        source = task_sources[self.run.tasks.name].load()(self.run.tasks, self.run.paths)
+        for name in self.names:
+            if name not in source.known():
+                raise unknown("tasks.names", name, source.known(), "task")
+        return source
+
+    @cached_property
+    def backbone_source(self) -> Source:
+        """The pre-trained model's folder."""
+        return locate(self.run.backbone.pretrained, self.run.backbone.revision, self.asset_folder)
+
+    def data(self, name: str) -> Stage:
+        """A task's three splits."""
+        options = {
+            "source": self.task_source.identity(name), "name": name, "rows": to_plain(self.run.tasks.rows),
+            "limit": self.run.tasks.limit, "seed": self.run.tasks.split_seed,
+        }  # fmt: skip
+        return Stage("data", name, options, (), _by("data", self, name))
+
+    @cached_property
+    def base(self) -> Stage:
+        """θ₀: the encoder before fine-tuning."""
+        options = {"source": self.backbone_source.identity, "class": self.run.backbone.name}
+        return Stage("base", self.run.backbone.pretrained, options, (), _by("base", self))
+
+    def expert(self, name: str) -> Stage:
+        """θ_t and its head: fine-tuned here, or imported from ``experts.source``."""
+        if self.run.experts.source is not None:
+            where = self.run.experts.source.replace("{task}", name)
+            source = locate(where, None, self.asset_folder, "experts.source")
+            inputs = (self.base, self.data(name))
+            options: Any = {"source": source.identity}
+            return Stage("expert", f"{name} from {where}", options, inputs, _by("imported_expert", self, name, source))
+        component = finetunings[self.run.finetune.name]
+        options = {
+            "finetune": to_plain(self.run.finetune), "code": component.code_hash(), "max_length": self.run.backbone.max_length,
+            "precision": self.precision, "seed": self.run.seed,
+        }  # fmt: skip
+        return Stage(
+            "expert", name, options, (self.base, self.data(name)), _by("expert", self, name)
+        )
+
+    @cached_property
+    def experts(self) -> list[Stage]:
+        """All experts, in the order of the tasks."""
+        return [self.expert(name) for name in self.names]
+
+    def merged(self, method: Any) -> Stage:
+        """A static method's encoder; of ``pretrained`` it is θ₀ itself."""
+        if method.name == STATIC_NEEDS_NO_MERGE:
+            return self.base
+        component = merge_methods[method.name]
+        options = {"method": to_plain(method), "code": component.code_hash(), "parameters": to_plain(self.run.parameters)}
+        inputs: tuple[Stage, ...] = (self.base, *self.experts)
+        if getattr(method, "grid", None):
+            options["precision"], options["max_length"] = self.precision, self.run.backbone.max_length
+            inputs = (*inputs, *(self.data(name) for name in self.names))
+        else:
+            options["method"] = to_plain(replace(method, grid=None) if hasattr(method, "grid") else method)
+        return Stage("merge", method.name, options, inputs, _by("merged", self, method))
+
+    @cached_property
+    def shared(self) -> Stage:
+        """The one encoder whose states the router reads: twin's shared expert, a static method's own, else θ₀."""
+        if self.is_twin:
+            return self.merged(self.method.shared)
+        return self.base if self.method.name == "finetuned" else self.merged(self.method)
+
+    @cached_property
+    def exclusive(self) -> Stage:
+        """v_t of every task, compressed."""
+        component = sparsifiers[self.run.sparsifier.name]
+        options = {
+            "sparsifier": to_plain(self.run.sparsifier), "code": component.code_hash(), "parameters": to_plain(self.run.parameters),
+        }  # fmt: skip
+        inputs = (self.base, *self.experts, self.shared)
+        return Stage("exclusive", describe(self.run.sparsifier), options, inputs, _by("exclusive", self))
+
+    def encoded(self, encoder: Stage, split: str, names: list[str], label: str) -> Stage:
+        """A static encoder's features of one split of some tasks."""
+        options = {"split": split, "precision": self.precision, "max_length": self.run.backbone.max_length}
+        inputs = (encoder, *(self.data(name) for name in names))
+        return Stage(
+            "encode", f"{split} rows by {label}", options, inputs, _by("encoded", self, encoder, split, names, label)
+        )
+
+    def encoded_by_expert(self, index: int) -> Stage:
+        """An expert's features of its own test rows: the reference of normalized scores."""
+        name = self.names[index]
+        return self.encoded(self.experts[index], TEST, [name], f"the {name} expert")
+
+    def encoded_by_shared(self, split: str) -> Stage:
+        """The shared encoder's features of all tasks."""
+        return self.encoded(self.shared, split, self.names, f"the {self.shared.label} encoder")
+
+    @cached_property
+    def router(self) -> Stage:
+        """A router trained on the shared encoder's features of validation rows."""
+        component = routers[self.run.router.name]
+        options = {"router": to_plain(self.run.router), "code": component.code_hash(), "seed": self.run.seed}
+        inputs = (self.encoded_by_shared(VALIDATION), *(self.data(name) for name in self.names))
+        return Stage("router", self.run.router.name, options, inputs, _by("router", self))
+
+    @property
+    def trains_router(self) -> bool:
+        """Whether this job needs a trained router."""
+        return self.run.router.name != "oracle" and (self.is_twin or self.run.evaluation.heads == "routed")
+
+    @property
+    def routing(self) -> tuple[Stage, ...]:
+        """What gives w(x) of test rows: a trained router and the features that it reads. Empty for the oracle."""
+        return (self.router, self.encoded_by_shared(TEST)) if self.trains_router else ()
+
+    @cached_property
+    def dynamic(self) -> Stage:
+        """Features of test rows under each row's own merged weights."""
+        options = {
+            "inference": self.run.inference.name, "router": self.run.router.name, "precision": self.precision,
+            "max_length": self.run.backbone.max_length,
+        }  # fmt: skip
+        inputs = (self.shared, self.exclusive, *self.routing, *(self.data(name) for name in self.names))
+        return Stage("dynamic", "test rows, merged anew for each", options, inputs, _by("dynamic", self))
+
+    @property
+    def answered(self) -> list[Stage]:
+        """The stages whose features of test rows the heads answer from."""
+        if self.is_twin:
+            return [self.dynamic]
+        if self.method.name == "finetuned":
+            return [self.encoded_by_expert(index) for index in range(len(self.names))]
+        return [self.encoded_by_shared(TEST)]
+
+    @cached_property
+    def result(self) -> Stage:
+        """Scores, bytes, routing and choices of the job."""
+        references = [self.encoded_by_expert(index) for index in range(len(self.names))]
+        inputs = (*self.experts, *references, *self.answered, *self.routing)
+        options = {"method": to_plain(self.method), "sparsifier": describe(self.run.sparsifier), "heads": self.run.evaluation.heads}
+        return Stage("result", f"{self.label}, {self.run.evaluation.heads} heads", options, inputs, _by("result", self))
+
+    @property
+    def label(self) -> str:
+        """The method's name in tables."""
+        if not self.is_twin:
+            return self.method.name
+        shared = "" if self.method.shared.name == "task_arithmetic" else f"{self.method.shared.name} + "
+        oracle = ", oracle router" if self.run.router.name == "oracle" else ""
+        return f"{self.method.name} ({shared}{describe(self.run.sparsifier)}{oracle})"
+
+    def get(self, stage: Stage) -> Artefact:
+        """A stage's artefact."""
+        return self.cache.get(stage)
+
+
+def describe(sparsifier: Any) -> str:
+    """A sparsifier in a few words: ``svd rank 16``."""
+    settings = [f"{key} {value:g}" for key, value in to_plain(sparsifier).items() if key != "name" and isinstance(value, (int, float))]
+    return " ".join([sparsifier.name, *settings])
+
+
+def _by(function: str, *arguments: Any) -> Callable[[Path, Path], None]:
+    """A function of ``compute``, which is imported only when there is something to compute."""
+
+    def run(folder: Path, scratch: Path) -> None:
+        module = importlib.import_module("twin_merging.pipeline.compute")
+        getattr(module, function)(*arguments, folder, scratch)
+
+    return run
+
+
+def check_rank(run: RunConfig, largest: int | None) -> None:
+    """Raise a UserError if ``sparsifier.rank`` is more than any matrix of the backbone has."""
+    rank = getattr(run.sparsifier, "rank", None)
+    if rank is not None and largest is not None and rank > largest:
+        raise UserError(
+            "no matrix of this backbone has so high a rank", key="sparsifier.rank", found=rank, expected=f"1 to {largest}",
+            nearest=str(largest), hint="sparsifier=none keeps everything",
+        )  # fmt: skip

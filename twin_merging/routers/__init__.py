@@ -1,0 +1,1 @@
+"""Routers: an input's features in, its weight for each expert out."""

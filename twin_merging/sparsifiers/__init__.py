@@ -1,0 +1,1 @@
+"""Sparsifiers: exclusive knowledge made small. Pure functions over stacked matrices."""

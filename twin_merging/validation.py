@@ -1,0 +1,187 @@
+"""From a composed configuration to a typed ``RunConfig``: every key, type, range and cross-reference is checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from twin_merging.config import REGISTRIES, Experts, Parameters, RunConfig, Svd, merge_methods
+from twin_merging.errors import UserError, nearest
+
+DEFAULT_RANK = 16
+STATIC_METHODS_EXCLUDED = ("finetuned", "twin")
+"""Methods that do not give one encoder, so that none of them can be a shared expert."""
+
+
+def validate(cfg: DictConfig) -> RunConfig:
+    """Check a composed job configuration and make it typed.
+
+    Raises:
+        UserError: for the first key that is unknown, missing, of the wrong type or out of range, or that contradicts
+            another one.
+    """
+    plain = {key: node for key, node in cfg.items_ex(resolve=False) if key != "hydra"}
+    known = [field.name for field in dataclasses.fields(RunConfig)]
+    for key in plain:
+        if key not in known:
+            raise UserError("unknown key", key=str(key), expected="one of " + ", ".join(known), nearest=nearest(key, known))
+    groups = {group: _component(group, cfg[group], group) for group in REGISTRIES}
+    groups["merge_method"] = _with_shared_expert(groups["merge_method"], cfg)
+    rest = {
+        "experts": _typed(Experts, cfg.experts, "experts"),
+        "parameters": _typed(Parameters, cfg.parameters, "parameters"),
+    }
+    scalars = {key: cfg[key] for key in known if key in cfg and key not in groups and key not in rest}
+    checked = OmegaConf.to_object(_merged(RunConfig, {**dict.fromkeys(groups), **scalars}, ""))
+    run = dataclasses.replace(checked, **groups, **rest)  # type: ignore[type-var]
+    _check_ranges(run, "")
+    _check_references(run)
+    return run
+
+
+def to_plain(options: Any) -> Any:
+    """A dataclass tree as plain dicts and lists, for JSON, hashing and printing."""
+    if dataclasses.is_dataclass(options) and not isinstance(options, type):
+        return {field.name: to_plain(getattr(options, field.name)) for field in dataclasses.fields(options)}
+    if isinstance(options, Mapping):
+        return {str(key): to_plain(value) for key, value in options.items()}
+    if isinstance(options, (list, tuple)):
+        return [to_plain(value) for value in options]
+    return options
+
+
+def _component(group: str, node: Any, key: str) -> Any:
+    """The typed options of the component that ``node.name`` selects."""
+    if not isinstance(node, DictConfig):
+        raise UserError("a group needs an option", key=key, found=node, expected=f"{key}=NAME or a mapping with a name")
+    name = node.get("name")
+    if name is None:
+        raise UserError("no component is named", key=f"{key}.name", expected=f"one of {', '.join(REGISTRIES[group])}")
+    return _typed(REGISTRIES[group][name].options, node, key)
+
+
+def _typed(options: type, node: DictConfig, key: str) -> Any:
+    typed = OmegaConf.to_object(_merged(options, node, key))
+    _check_ranges(typed, key)
+    return typed
+
+
+def _merged(options: type, node: DictConfig | dict, key: str) -> DictConfig:
+    _check_keys(options, node, key)
+    schema = OmegaConf.structured(options)
+    try:
+        resolved = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+        merged = OmegaConf.merge(schema, resolved)
+        missing = OmegaConf.missing_keys(merged)
+    except OmegaConfBaseException as error:
+        raise _type_error(error, options, node, key) from error
+    if missing:
+        raise UserError("a value is needed", key=_join(key, sorted(missing)[0]), expected=_help(options, sorted(missing)[0]))
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _check_keys(options: type, node: Any, key: str) -> None:
+    fields = {field.name: field for field in dataclasses.fields(options)}
+    for name in node:
+        if name not in fields:
+            expected = "one of " + ", ".join(fields)
+            raise UserError("unknown key", key=_join(key, name), expected=expected, nearest=nearest(name, fields))
+
+
+def _type_error(error: OmegaConfBaseException, options: type, node: Any, key: str) -> UserError:
+    name = error.full_key or error.key
+    found = OmegaConf.select(node, str(name)) if isinstance(node, DictConfig) and name else None
+    first = str(error).splitlines()[0]
+    if name is None:
+        return UserError(first, key=key)
+    return UserError(first, key=_join(key, name), found=found, expected=_help(options, str(name)))
+
+
+def _help(options: type, name: str) -> str | None:
+    for field in dataclasses.fields(options):
+        if field.name == name.split(".")[0].split("[")[0]:
+            kind = str(field.type)
+            return f"{kind}: {field.metadata['help']}" if "help" in field.metadata else kind
+    return None
+
+
+def _check_ranges(options: Any, key: str) -> None:
+    """Check every number against its closed range and every choice against its list, in nested options too."""
+    for field in dataclasses.fields(options):
+        value, name = getattr(options, field.name), _join(key, field.name)
+        if dataclasses.is_dataclass(value):
+            _check_ranges(value, name)
+            continue
+        for item in value if isinstance(value, (list, ListConfig)) else [value]:
+            _check_value(item, name, field.metadata)
+
+
+def _check_value(value: Any, key: str, metadata: Mapping[str, Any]) -> None:
+    choices, low, high = metadata.get("choices"), metadata.get("low"), metadata.get("high")
+    if choices and value not in choices:
+        expected = "one of " + ", ".join(choices)
+        raise UserError("not a valid choice", key=key, found=value, expected=expected, nearest=nearest(value, choices))
+    if value is None or isinstance(value, (str, bool)):
+        return
+    outside = (low is not None and not value >= low) or (high is not None and not value <= high)
+    if outside:
+        bounds = [f"at least {low:g}"] if low is not None else []
+        bounds += [f"at most {high:g}"] if high is not None else []
+        expected = " and ".join(bounds).replace("at least 1e-12", "more than 0")
+        raise UserError("out of range", key=key, found=value, expected=f"{expected} ({metadata['help']})")
+
+
+def _with_shared_expert(method: Any, cfg: DictConfig) -> Any:
+    """Make the ``shared`` node of a dynamic method typed: it is a static merge method with its own options."""
+    if "shared" not in {field.name for field in dataclasses.fields(method)}:
+        return method
+    shared = _component("merge_method", cfg.merge_method.shared, "merge_method.shared")
+    if shared.name in STATIC_METHODS_EXCLUDED:
+        known = [name for name in merge_methods if name not in STATIC_METHODS_EXCLUDED]
+        raise UserError(
+            "a shared expert is one encoder, which this method does not give",
+            key="merge_method.shared.name", found=shared.name, expected="one of " + ", ".join(known),
+        )  # fmt: skip
+    return dataclasses.replace(method, shared=shared)
+
+
+def _check_references(run: RunConfig) -> None:
+    """Checks that need more than one key."""
+    names = run.tasks.names
+    if not names:
+        raise UserError("no task is named", key="tasks.names", found="[]", expected="at least one task, as in [cola,sst2]")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UserError("a task is named twice", key="tasks.names", found=", ".join(repeated))
+    if run.evaluation.heads == "routed" and run.router.name == "oracle":
+        raise UserError(
+            "an oracle router gives the true task, so routed heads would be oracle heads",
+            key="evaluation.heads", found="routed with router=oracle", expected="oracle, or router=mlp",
+        )  # fmt: skip
+    if run.experts.source is not None and len(names) > 1 and "{task}" not in run.experts.source:
+        raise UserError(
+            "one pattern has to name every expert",
+            key="experts.source", found=run.experts.source, expected="a folder or hub name with {task} in it",
+        )  # fmt: skip
+    if isinstance(run.sparsifier, Svd):
+        _check_svd(run.sparsifier)
+
+
+def _check_svd(svd: Svd) -> None:
+    given = [name for name in ("rank", "fraction", "budget") if getattr(svd, name) is not None]
+    if len(given) > 1:
+        raise UserError(
+            "at most one of these can be set", key="sparsifier", found=" and ".join(given),
+            expected="rank, fraction or budget", hint=f"add sparsifier.{given[0]}=null",
+        )  # fmt: skip
+    if not given:
+        svd.rank = DEFAULT_RANK
+
+
+def _join(key: str, name: object) -> str:
+    return f"{key}.{name}" if key else str(name)
