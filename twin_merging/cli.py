@@ -50,7 +50,7 @@ def _main(arguments: list[str]) -> int:
     if (command := _cache_command(args.overrides)) is not None:
         return command
     register_resolvers()
-    if args.help or args.hydra_help or args.info or args.shell_completion or args.version:
+    if args.help or args.hydra_help or args.info or args.shell_completion:
         return _hydra(flags, args.overrides)
     launch = plan(args.overrides, args.multirun)
     if args.cfg:

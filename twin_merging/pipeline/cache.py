@@ -41,8 +41,9 @@ class Stage:
         label: what it works on, for the user.
         options: plain JSON of exactly what determines the outcome besides the inputs.
         inputs: the stages whose artefacts it reads.
-        compute: writes the artefact's files into its first argument. Its second is a folder that outlives a killed
-            process, for work that can be resumed.
+        load: imports and returns the function that computes it, so that importing is neither done for what is cached
+            nor counted as the stage's time. The function writes the artefact's files into its first argument; its
+            second is a folder that outlives a killed process, for work that can be resumed.
         version: raised whenever the stage's code changes what it computes.
     """
 
@@ -50,7 +51,7 @@ class Stage:
     label: str
     options: Any
     inputs: tuple[Stage, ...]
-    compute: Callable[[Path, Path], None] = field(compare=False, repr=False)
+    load: Callable[[], Callable[[Path, Path], None]] = field(compare=False, repr=False)
     version: int = 1
 
     @cached_property
@@ -168,8 +169,9 @@ class Cache:
         unfinished = Path(tempfile.mkdtemp(prefix=f".{stage.key}-", dir=folder.parent))
         try:
             scratch.mkdir(parents=True, exist_ok=True)
+            compute = stage.load()
             with measured() as cost:
-                stage.compute(unfinished, scratch)
+                compute(unfinished, scratch)
             _write_manifest(stage, unfinished, cost)
             if folder.exists():
                 shutil.rmtree(folder)

@@ -270,9 +270,8 @@ def _checkpoint_hashes(stages: Stages) -> dict[str, str]:
 def _choices(stages: Stages) -> list[dict[str, Any]]:
     """Every choice that went into the result, with the split and the scores it was made on."""
     choices = [record["choice"] for record in (stages.get(stage).json("expert.json") for stage in stages.experts) if "choice" in record]
-    for stage in {stages.shared, *([stages.merged(stages.method)] if not stages.is_twin and stages.method.name != "finetuned" else [])}:
-        if stage.name == "merge":
-            choices += stages.get(stage).json("choices.json")
+    if stages.shared.name == "merge":
+        choices += stages.get(stages.shared).json("choices.json")
     if stages.trains_router:
         choices += stages.get(stages.router).json("router.json")["choices"]
     return choices

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -203,14 +203,14 @@ def describe(sparsifier: Any) -> str:
     return " ".join([sparsifier.name, *settings])
 
 
-def _by(function: str, *arguments: Any) -> Callable[[Path, Path], None]:
+def _by(function: str, *arguments: Any) -> Callable[[], Callable[[Path, Path], None]]:
     """A function of ``compute``, which is imported only when there is something to compute."""
 
-    def run(folder: Path, scratch: Path) -> None:
+    def load() -> Callable[[Path, Path], None]:
         module = importlib.import_module("twin_merging.pipeline.compute")
-        getattr(module, function)(*arguments, folder, scratch)
+        return partial(getattr(module, function), *arguments)
 
-    return run
+    return load
 
 
 def check_rank(run: RunConfig, largest: int | None) -> None:
