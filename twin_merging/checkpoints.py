@@ -67,9 +67,16 @@ def check(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor], what: str) 
         UserError: for the first tensor that is missing, unexpected, of another shape, or not finite.
     """
     for name in sorted(set(like) - set(tensors)):
-        raise UserError("a tensor is missing", key=f"{what}: {name}", found=f"{len(tensors)} tensors", expected=f"{len(like)} tensors")
+        raise UserError(
+            "a tensor is missing",
+            key=f"{what}: {name}",
+            found=f"{len(tensors)} tensors",
+            expected=f"{len(like)} tensors",
+        )
     for name in sorted(set(tensors) - set(like)):
-        raise UserError("a tensor that the base does not have", key=f"{what}: {name}", expected=f"the base's {len(like)} tensors")
+        raise UserError(
+            "a tensor that the base does not have", key=f"{what}: {name}", expected=f"the base's {len(like)} tensors"
+        )
     for name, reference in like.items():
         tensor = tensors[name]
         if tensor.shape != reference.shape:
@@ -94,11 +101,15 @@ def _files(path: Path) -> list[Path]:
         names = sorted(set(json.loads((path / INDEX).read_text())["weight_map"].values()))
         missing = [name for name in names if not (path / name).is_file()]
         if missing:
-            raise UserError("a shard is missing", key=str(path / missing[0]), expected=f"{len(names)} shards listed in {INDEX}")
+            raise UserError(
+                "a shard is missing", key=str(path / missing[0]), expected=f"{len(names)} shards listed in {INDEX}"
+            )
         return [path / name for name in names]
     if (path / SINGLE).is_file():
         return [path / SINGLE]
-    raise UserError("no safetensors checkpoint", key=str(path), expected=f"{SINGLE} or {INDEX}", hint="pickled weights are not read")
+    raise UserError(
+        "no safetensors checkpoint", key=str(path), expected=f"{SINGLE} or {INDEX}", hint="pickled weights are not read"
+    )
 
 
 def _open(file: Path):

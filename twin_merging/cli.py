@@ -54,7 +54,14 @@ def _main(arguments: list[str]) -> int:
         return _hydra(flags, args.overrides)
     launch = plan(args.overrides, args.multirun)
     if args.cfg:
-        return _hydra(flags, [override for override in launch.overrides if "hydra.sweep" not in override and "hydra.run" not in override])
+        return _hydra(
+            flags,
+            [
+                override
+                for override in launch.overrides
+                if "hydra.sweep" not in override and "hydra.run" not in override
+            ],
+        )
     return _run(launch, [flag for flag in flags if flag not in ("-m", "--multirun")])
 
 
@@ -64,7 +71,9 @@ def _run(launch: Any, flags: list[str]) -> int:
 
     configure_logging()
     if launch.folder.exists() and any(launch.folder.rglob("results.json")):
-        raise UserError("this folder has results already and they are never overwritten", key="hydra.run.dir", found=launch.folder)
+        raise UserError(
+            "this folder has results already and they are never overwritten", key="hydra.run.dir", found=launch.folder
+        )
     _describe(launch)
     check_inputs(launch.jobs)
     _hydra([*flags, *(["--multirun"] if launch.multirun else [])], launch.overrides)
@@ -93,7 +102,7 @@ def _describe(launch: Any) -> None:
     log, first = logging.getLogger("twin_merging"), to_plain(launch.jobs[0])
     plural = f"{len(launch.jobs)} jobs" if len(launch.jobs) > 1 else "1 job"
     log.info("%s: %s in %s", first["exp"], plural, launch.folder)
-    for key, value in first.items():
+    for key in first:
         values = [to_plain(job)[key] for job in launch.jobs]
         different = list(dict.fromkeys(_short(each) for each in values))
         log.info("  %-13s%s", key, " | ".join(different))
@@ -102,7 +111,11 @@ def _describe(launch: Any) -> None:
 def _short(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
-    settings = [f"{key}={_short(inner) if not isinstance(inner, dict) else f'({_short(inner)})'}" for key, inner in value.items() if key != "name"]
+    settings = [
+        f"{key}={_short(inner) if not isinstance(inner, dict) else f'({_short(inner)})'}"
+        for key, inner in value.items()
+        if key != "name"
+    ]
     return " ".join([str(value.get("name", "")), *settings]).strip()
 
 
@@ -118,7 +131,9 @@ def _report(launch: Any) -> int:
     print_report(made, Console())
     if launch.multirun and made.table is not None:
         first = launch.jobs[0]
-        tracker = trackers[first.tracker.name].load()(first.tracker, launch.folder, f"{first.exp}-report", to_plain(first))
+        tracker = trackers[first.tracker.name].load()(
+            first.tracker, launch.folder, f"{first.exp}-report", to_plain(first)
+        )
         tracker.table("results", made.table)
         for path in made.figures:
             if path.suffix == ".png":

@@ -53,7 +53,7 @@ def plan(overrides: list[str], multirun: bool) -> Launch:
         parsed = _parse(overrides)
         single = [text for text, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
         first = _compose(single)
-        multirun = multirun or first.hydra.mode is not None and first.hydra.mode.name == "MULTIRUN"
+        multirun = multirun or (first.hydra.mode is not None and first.hydra.mode.name == "MULTIRUN")
         if not multirun:
             overrides_of_jobs, arguments = [overrides], overrides
             if len(single) < len(overrides):
@@ -93,7 +93,7 @@ def _plugins(overrides: list[str]) -> list[str]:
     if "plugins" in values:
         return [name.strip() for name in values["plugins"].strip("[]").split(",") if name.strip()]
     experiment = CONFIGS / "exp" / f"{values.get('exp')}.yaml"
-    return list(OmegaConf.load(experiment).get("plugins") or []) if experiment.is_file() else []
+    return list(OmegaConf.select(OmegaConf.load(experiment), "plugins") or []) if experiment.is_file() else []
 
 
 def _parse(overrides: list[str]) -> list[Override]:
@@ -108,16 +108,26 @@ def _parse(overrides: list[str]) -> list[Override]:
 
 def _with_experiment_sweep(overrides: list[str], parsed: list[Override], cfg: DictConfig) -> list[str]:
     given = {override.key_or_group for override in parsed}
-    own = OmegaConf.to_container(cfg.hydra.sweeper.get("params") or OmegaConf.create({}))
-    if not isinstance(own, dict) or not own:
+    own = cfg.hydra.sweeper.get("params")
+    if not own:
         return overrides
-    return [*(f"{key}={value}" for key, value in own.items() if key not in given), *overrides, "hydra.sweeper.params=null"]
+    return [
+        *(f"{key!s}={value}" for key, value in own.items() if key not in given),
+        *overrides,
+        "hydra.sweeper.params=null",
+    ]
 
 
 def _expand(arguments: list[str], cfg: DictConfig) -> list[list[str]]:
     """Each job's overrides as Hydra's basic sweeper makes them; other sweepers choose theirs as they go."""
     if not str(cfg.hydra.sweeper._target_).endswith("BasicSweeper"):
-        return [[text for text, override in zip(arguments, _parse(arguments), strict=True) if not override.is_sweep_override()]]
+        return [
+            [
+                text
+                for text, override in zip(arguments, _parse(arguments), strict=True)
+                if not override.is_sweep_override()
+            ]
+        ]
     parsed = [override for override in _parse(arguments) if not str(override.key_or_group).startswith("hydra.")]
     hydra_only = [text for text in arguments if text.lstrip("+~").startswith("hydra")]
     return [job + hydra_only for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
@@ -160,13 +170,14 @@ def _unknown_key(key: str, override: Override, cfg: DictConfig, error: Exception
     parent, _, last = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
     known = [str(name) for name in node if name != "hydra"] if isinstance(node, DictConfig) else []
+    if key == "exp":
+        return UserError("an experiment is added, not replaced", key=key, found=override.value(), hint=f"+exp={override.value()}")
     if key in known or (parent and last in known):
         return UserError(str(error).splitlines()[0], key=key, found=override.value())
     known = known if parent else sorted({*known, *REGISTRIES, "exp"})
-    hint = "an experiment is added: +exp=NAME" if key == "exp" else None
     return UserError(
         "unknown key", key=key, found=override.value(),
-        expected="one of " + ", ".join(known) if known else None, nearest=nearest(last, known), hint=hint,
+        expected="one of " + ", ".join(known) if known else None, nearest=nearest(last, known),
     )  # fmt: skip
 
 

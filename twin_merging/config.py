@@ -84,7 +84,7 @@ class LoraFineTuning(FullFineTuning):
 
     name: str = "lora"
     rank: int = option(32, "r", low=1)
-    alpha: float = option(16.0, "α", low=TINY)
+    alpha: int = option(16, "α", low=1)
     dropout: float = option(0.05, "dropout before A", low=0, high=1)
     targets: str = option("all-linear", "all-linear, or a regular expression over module names")
 
@@ -208,7 +208,9 @@ class Scores:
     """Raw and normalized scores on the test split."""
 
     name: str = "scores"
-    heads: str = option("oracle", "whose head answers: the true task's, or the router's top task's", choices=("oracle", "routed"))
+    heads: str = option(
+        "oracle", "whose head answers: the true task's, or the router's top task's", choices=("oracle", "routed")
+    )
     batch_size: int = option(64, "rows a forward pass of a static model", low=1)
 
 
@@ -254,7 +256,9 @@ REGISTRIES = {
     )
 }  # fmt: skip
 
-backbones.add("sequence_classifier", SequenceClassifier, "twin_merging.backbones.sequence_classifier:SequenceClassifierBackbone")
+backbones.add(
+    "sequence_classifier", SequenceClassifier, "twin_merging.backbones.sequence_classifier:SequenceClassifierBackbone"
+)
 task_sources.add("offline_text", Tasks, "twin_merging.tasks.offline_text:OfflineText")
 task_sources.add("glue", Tasks, "twin_merging.tasks.glue:Glue")
 task_sources.add("local_text", Tasks, "twin_merging.tasks.local_text:LocalText")
@@ -298,5 +302,7 @@ class RunConfig:
     seed: int = option(0, "seed of training, merging and routing", low=0, high=2**32 - 1)
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = option("auto", "auto: bf16 where the processor has it", choices=("auto", "fp32", "bf16"))
-    cache: str = option("write", "off: no cache; read: add nothing to it; write: read and add", choices=("off", "read", "write"))
+    cache: str = option(
+        "write", "off: no cache; read: add nothing to it; write: read and add", choices=("off", "read", "write")
+    )
     plugins: list[str] = option([], "modules to import that register components")

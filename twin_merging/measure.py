@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +40,8 @@ def _cuda():
 def _reset_peak() -> None:
     if cuda := _cuda():
         cuda.reset_peak_memory_stats()
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: makes VmHWM start again from here
-    except OSError:
-        pass
 
 
 def _peak() -> int:

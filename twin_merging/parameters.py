@@ -22,7 +22,8 @@ def select(names: Iterable[str], include: Sequence[str], exclude: Sequence[str])
     chosen = [
         name
         for name in names
-        if any(pattern.fullmatch(name) for pattern in wanted) and not any(pattern.fullmatch(name) for pattern in unwanted)
+        if any(pattern.fullmatch(name) for pattern in wanted)
+        and not any(pattern.fullmatch(name) for pattern in unwanted)
     ]
     if not chosen:
         raise UserError(

@@ -28,7 +28,9 @@ def validate(cfg: DictConfig) -> RunConfig:
     known = [field.name for field in dataclasses.fields(RunConfig)]
     for key in plain:
         if key not in known:
-            raise UserError("unknown key", key=str(key), expected="one of " + ", ".join(known), nearest=nearest(key, known))
+            raise UserError(
+                "unknown key", key=str(key), expected="one of " + ", ".join(known), nearest=nearest(key, known)
+            )
     groups = {group: _component(group, cfg[group], group) for group in REGISTRIES}
     groups["merge_method"] = _with_shared_expert(groups["merge_method"], cfg)
     rest = {
@@ -37,7 +39,8 @@ def validate(cfg: DictConfig) -> RunConfig:
     }
     scalars = {key: cfg[key] for key in known if key in cfg and key not in groups and key not in rest}
     checked = OmegaConf.to_object(_merged(RunConfig, {**dict.fromkeys(groups), **scalars}, ""))
-    run = dataclasses.replace(checked, **groups, **rest)  # type: ignore[type-var]
+    assert isinstance(checked, RunConfig)
+    run = dataclasses.replace(checked, **groups, **rest)
     _check_ranges(run, "")
     _check_references(run)
     return run
@@ -80,7 +83,9 @@ def _merged(options: type, node: DictConfig | dict, key: str) -> DictConfig:
     except OmegaConfBaseException as error:
         raise _type_error(error, options, node, key) from error
     if missing:
-        raise UserError("a value is needed", key=_join(key, sorted(missing)[0]), expected=_help(options, sorted(missing)[0]))
+        raise UserError(
+            "a value is needed", key=_join(key, sorted(missing)[0]), expected=_help(options, sorted(missing)[0])
+        )
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -154,7 +159,9 @@ def _check_references(run: RunConfig) -> None:
     """Checks that need more than one key."""
     names = run.tasks.names
     if not names:
-        raise UserError("no task is named", key="tasks.names", found="[]", expected="at least one task, as in [cola,sst2]")
+        raise UserError(
+            "no task is named", key="tasks.names", found="[]", expected="at least one task, as in [cola,sst2]"
+        )
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UserError("a task is named twice", key="tasks.names", found=", ".join(repeated))

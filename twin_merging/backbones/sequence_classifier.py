@@ -16,7 +16,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions as EncoderOutput
 
 from twin_merging import checkpoints
@@ -63,7 +63,9 @@ class SequenceClassifierBackbone:
         try:
             return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.options.trust_remote_code)
         except (OSError, ValueError) as error:
-            raise UserError(f"no tokenizer ({str(error).splitlines()[0]})", key="backbone.pretrained", found=self.folder) from error
+            raise UserError(
+                f"no tokenizer ({str(error).splitlines()[0]})", key="backbone.pretrained", found=self.folder
+            ) from error
 
     def tokenize(self, texts: Sequence[tuple[str, ...]]) -> Tokens:
         """Token ids, cut to ``max_length``, of rows with one text each or two."""
@@ -71,7 +73,7 @@ class SequenceClassifierBackbone:
         encoded = self.tokenizer(*columns, truncation=True, max_length=self.options.max_length)
         return Tokens([{key: values[row] for key, values in encoded.items()} for row in range(len(texts))])
 
-    def load(self, source: Path, num_labels: int, regression: bool = False, new_head: bool = False) -> nn.Module:
+    def load(self, source: Path, num_labels: int, regression: bool = False, new_head: bool = False) -> PreTrainedModel:
         """Encoder and head from a folder, in float32.
 
         Args:
@@ -94,15 +96,15 @@ class SequenceClassifierBackbone:
         self._check_report(model, report, source, new_head)
         return model.to(self.device)
 
-    def new_expert(self, task: Task) -> nn.Module:
+    def new_expert(self, task: Task) -> PreTrainedModel:
         """θ₀ with a new head for ``task``, for fine-tuning."""
         return self.load(self.folder, task.num_labels, task.kind == "regression", new_head=True)
 
-    def encoder(self, model: nn.Module) -> nn.Module:
+    def encoder(self, model: PreTrainedModel) -> PreTrainedModel:
         """The part that merges."""
         return getattr(model, model.base_model_prefix)
 
-    def head_state(self, model: nn.Module) -> dict[str, Tensor]:
+    def head_state(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """The part that does not merge: every parameter outside the encoder."""
         prefix = model.base_model_prefix + "."
         return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(prefix)}
@@ -112,7 +114,9 @@ class SequenceClassifierBackbone:
         return Head(self.folder, state, num_labels, self.options.trust_remote_code).to(self.device)
 
     @torch.inference_mode()
-    def encode(self, encoder: nn.Module, tokens: Tokens, batch_size: int, label: str, weights: Tensor | None = None) -> Features:
+    def encode(
+        self, encoder: nn.Module, tokens: Tokens, batch_size: int, label: str, weights: Tensor | None = None
+    ) -> Features:
         """Features of every row, batched by length.
 
         Args:
@@ -132,17 +136,19 @@ class SequenceClassifierBackbone:
         back = torch.tensor(order).argsort()
         return {key: torch.cat([part[key] for part in parts])[back] for key in parts[0]}
 
-    def check_head_reads_first_token(self, model: nn.Module) -> None:
+    def check_head_reads_first_token(self, model: PreTrainedModel) -> None:
         """Check that the head's answer follows from ``Features``, as it does where a head reads the first token.
 
         Raises:
             UserError: if it reads more, so that this architecture's heads cannot be kept apart from the encoder.
         """
-        batch = self.tokenizer(["a short text", "another one that is longer"], padding=True, return_tensors="pt").to(self.device)
+        batch = self.tokenizer(["a short text", "another one that is longer"], padding=True, return_tensors="pt").to(
+            self.device
+        )
         with torch.inference_mode():
             model.eval()
             features = _pool(self.encoder(model)(**batch), batch["attention_mask"])
-            head = self.head(self.head_state(model), model.config.num_labels)
+            head = self.head(self.head_state(model), int(model.config.num_labels or 0))
             difference = (head(features) - model(**batch).logits.cpu()).abs().max().item()
         if difference > 1e-4:
             raise UserError(
@@ -154,7 +160,7 @@ class SequenceClassifierBackbone:
         """On a CPU the fused attention's backward pass takes several times as long as the plain one's."""
         return {"attn_implementation": "eager"} if self.device.type == "cpu" else {}
 
-    def _check_report(self, model: nn.Module, report: dict, source: Path, new_head: bool) -> None:
+    def _check_report(self, model: PreTrainedModel, report: dict, source: Path, new_head: bool) -> None:
         prefix = model.base_model_prefix + "."
         missing = sorted(name for name in report["missing_keys"] if not new_head or name.startswith(prefix))
         # a bare encoder may come without the pooler that a classifier adds; only then is it initialized
@@ -185,7 +191,11 @@ class Head(nn.Module):
         """Logits, float32: (rows, num_labels)."""
         device = next(self.parameters()).device
         self._replay.features = {key: value.to(device) for key, value in features.items()}
-        return self.model(input_ids=torch.zeros(len(features["first"]), 1, dtype=torch.long, device=device)).logits.float().cpu()
+        return (
+            self.model(input_ids=torch.zeros(len(features["first"]), 1, dtype=torch.long, device=device))
+            .logits.float()
+            .cpu()
+        )
 
 
 class _Replay(nn.Module):

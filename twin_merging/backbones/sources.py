@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from twin_merging import assets
-from twin_merging.errors import UserError
 from twin_merging.checksums import sha256_of
+from twin_merging.errors import UserError
 
 ASSET = "asset:"
 HASHED = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -37,7 +37,9 @@ def locate(pretrained: str, revision: str | None, asset_folder: Path, key: str =
     if folder.is_dir():
         return Source(folder, {"files": _fingerprint(folder, key)})
     if folder.is_absolute() or pretrained.startswith(".") or pretrained.count("/") > 1:
-        raise UserError("no such folder", key=key, found=pretrained, expected="a folder with config.json and safetensors weights")
+        raise UserError(
+            "no such folder", key=key, found=pretrained, expected="a folder with config.json and safetensors weights"
+        )
     return _from_hub(pretrained, revision, key)
 
 
@@ -64,7 +66,9 @@ def _shapes(file: Path) -> list[list[int]]:
 def _fingerprint(folder: Path, key: str) -> dict[str, str]:
     files = sorted({file for pattern in HASHED for file in folder.glob(pattern)})
     if not (folder / "config.json").is_file():
-        raise UserError("no model in this folder", key=key, found=folder, expected="config.json and safetensors weights")
+        raise UserError(
+            "no model in this folder", key=key, found=folder, expected="config.json and safetensors weights"
+        )
     return {file.name: sha256_of(file) for file in files}
 
 

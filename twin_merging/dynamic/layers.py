@@ -29,6 +29,10 @@ class Mixture:
 class LowRank(nn.Module):
     """All experts' factors of one matrix, side by side: U (m, T·r), V (n, T·r), S (T, r)."""
 
+    U: Tensor
+    V: Tensor
+    S: Tensor
+
     def __init__(self, factors: Factors):
         super().__init__()
         self.register_buffer("U", factors.U.transpose(0, 1).flatten(1).contiguous())
@@ -42,6 +46,9 @@ class LowRank(nn.Module):
 
 class RoutedLinear(nn.Module):
     """y_b = (W_s + Σ_t w_t Δ_t) x_b + c_s + Σ_t w_t δ_t for x of (B, ..., n)."""
+
+    dense: Tensor | None
+    bias_deltas: Tensor | None
 
     def __init__(self, shared: nn.Linear, mixture: Mixture, weight: Delta | None = None, bias: Tensor | None = None):
         super().__init__()
@@ -68,6 +75,8 @@ class RoutedLinear(nn.Module):
 class RoutedEmbedding(nn.Module):
     """Row ids of W_s + Σ_t w_t Δ_t for ids of (B, S), or of (1, S) where all examples look up the same."""
 
+    dense: Tensor
+
     def __init__(self, shared: nn.Embedding, mixture: Mixture, weight: Delta):
         super().__init__()
         self.shared, self.mixture = shared, mixture
@@ -88,7 +97,12 @@ class RoutedEmbedding(nn.Module):
 class RoutedLayerNorm(nn.Module):
     """Layer norm over the last dimension with γ_s + Σ_t w_t δγ_t and β_s + Σ_t w_t δβ_t."""
 
-    def __init__(self, shared: nn.LayerNorm, mixture: Mixture, weight: Tensor | None = None, bias: Tensor | None = None):
+    weight_deltas: Tensor | None
+    bias_deltas: Tensor | None
+
+    def __init__(
+        self, shared: nn.LayerNorm, mixture: Mixture, weight: Tensor | None = None, bias: Tensor | None = None
+    ):
         super().__init__()
         self.shared, self.mixture = shared, mixture
         self.register_buffer("weight_deltas", weight)
@@ -99,10 +113,8 @@ class RoutedLayerNorm(nn.Module):
         if weights is None:
             return self.shared(x)
         y = F.layer_norm(x, self.shared.normalized_shape, eps=self.shared.eps)
-        return y * self._mixed(self.shared.weight, self.weight_deltas, y) + self._mixed(self.shared.bias, self.bias_deltas, y)
-
-    def _mixed(self, shared: Tensor, deltas: Tensor | None, like: Tensor) -> Tensor:
-        return shared if deltas is None else _spread(shared + self.mixture.weights @ deltas, like)
+        gain = _mixed(self.shared.weight, self.weight_deltas, weights, y)
+        return y * gain + _mixed(self.shared.bias, self.bias_deltas, weights, y)
 
 
 ROUTED = {nn.Linear: RoutedLinear, nn.Embedding: RoutedEmbedding, nn.LayerNorm: RoutedLayerNorm}
@@ -135,6 +147,11 @@ def route(encoder: nn.Module, deltas: Mapping[str, Delta], mixture: Mixture) -> 
         parent, _, attribute = name.rpartition(".")
         setattr(encoder.get_submodule(parent), attribute, routed(shared, mixture, **parts))
     return encoder
+
+
+def _mixed(shared: Tensor, deltas: Tensor | None, weights: Tensor, like: Tensor) -> Tensor:
+    """A vector that is shared, or one a row of the batch: shared + Σ_t w_t δ_t."""
+    return shared if deltas is None else _spread(shared + weights @ deltas, like)
 
 
 def _spread(values: Tensor, like: Tensor) -> Tensor:

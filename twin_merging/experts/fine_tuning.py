@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -40,10 +39,19 @@ def full_fine_tuning(
 
 
 def train(
-    backbone: SequenceClassifierBackbone, model: nn.Module, task: Task, options: FullFineTuning, seed: int, scratch: Path
+    backbone: SequenceClassifierBackbone,
+    model: Any,
+    task: Task,
+    options: FullFineTuning,
+    seed: int,
+    scratch: Path,
 ) -> dict[str, Any]:
-    """Train ``model`` in place, leave it with the weights of its best epoch, and return the record of that choice."""
-    scores = metrics[task.metric]
+    """Train a transformers or peft model in place and leave it with the weights of its best epoch.
+
+    Returns:
+        Plain JSON: ``choice``, the record of the epoch's choice, and ``train_tokens``.
+    """
+    scores, rows = metrics[task.metric], _rows(backbone, task, TRAIN)
 
     def compute_metrics(prediction) -> dict[str, float]:
         return {"score": scores(predictions_of(prediction.predictions, task), prediction.label_ids.tolist())}
@@ -61,7 +69,7 @@ def train(
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=_rows(backbone, task, TRAIN),
+        train_dataset=rows,
         eval_dataset=_rows(backbone, task, VALIDATION),
         data_collator=DataCollatorWithPadding(backbone.tokenizer),
         compute_metrics=compute_metrics,
@@ -72,10 +80,12 @@ def train(
     trainer.train(resume_from_checkpoint=_usable_checkpoint(scratch))
     by_epoch = {int(row["epoch"]): row["eval_score"] for row in trainer.state.log_history if "eval_score" in row}
     choice = choose(f"epoch of {task.name}", by_epoch, task, VALIDATION)
-    return {"choice": choice, "train_tokens": int(sum(len(row["input_ids"]) for row in trainer.train_dataset) * options.epochs)}
+    return {"choice": choice, "train_tokens": sum(len(row["input_ids"]) for row in rows) * options.epochs}
 
 
-def save_expert(backbone: SequenceClassifierBackbone, model: nn.Module, task: Task, history: dict[str, Any], folder: Path) -> None:
+def save_expert(
+    backbone: SequenceClassifierBackbone, model: Any, task: Task, history: dict[str, Any], folder: Path
+) -> None:
     """Write model and tokenizer as a Hugging Face folder, and ``expert.json``."""
     if task.class_names:
         model.config.id2label = dict(enumerate(task.class_names))
@@ -96,10 +106,10 @@ def _rows(backbone: SequenceClassifierBackbone, task: Task, split: str) -> list[
     return [{**row, "labels": label} for row, label in zip(tokens.rows, task.splits[split].labels, strict=True)]
 
 
-def _optimizer(model: nn.Module, options: FullFineTuning) -> torch.optim.Optimizer:
+def _optimizer(model: Any, options: FullFineTuning) -> torch.optim.Optimizer:
     """AdamW with the head's own learning rate and no decay on biases and norms."""
     prefix = model.base_model_prefix + "."
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             in_encoder = name.removeprefix(PEFT_PREFIX).startswith(prefix)
@@ -107,7 +117,11 @@ def _optimizer(model: nn.Module, options: FullFineTuning) -> torch.optim.Optimiz
     head_lr = options.lr if options.head_lr is None else options.head_lr
     return torch.optim.AdamW(
         [
-            {"params": parameters, "lr": options.lr if encoder else head_lr, "weight_decay": options.weight_decay if matrix else 0.0}
+            {
+                "params": parameters,
+                "lr": options.lr if encoder else head_lr,
+                "weight_decay": options.weight_decay if matrix else 0.0,
+            }
             for (encoder, matrix), parameters in groups.items()
         ],
         fused=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
@@ -32,11 +33,10 @@ def lora_fine_tuning(
         task_type=TaskType.SEQ_CLS, r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout,
         target_modules=options.targets, modules_to_save=heads,
     )  # fmt: skip
-    prefix = model.base_model_prefix
     try:
-        adapted = get_peft_model(model, config)
+        adapted: Any = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"no layer to adapt ({error})", key="finetune.targets", found=options.targets) from error
-    adapted.base_model_prefix = prefix
+    adapted.base_model_prefix = model.base_model_prefix
     history = train(backbone, adapted, task, options, seed, scratch)
     save_expert(backbone, adapted.merge_and_unload(), task, history, folder)

@@ -15,7 +15,11 @@ Method = Callable[[Tensor, Tensor, Any], Tensor]
 
 
 def merge(
-    method: Method, options: Any, base: Mapping[str, Tensor], experts: Sequence[Mapping[str, Tensor]], selected: Sequence[str]
+    method: Method,
+    options: Any,
+    base: Mapping[str, Tensor],
+    experts: Sequence[Mapping[str, Tensor]],
+    selected: Sequence[str],
 ) -> Iterator[tuple[str, Tensor]]:
     """Each of the base's tensors: merged in the base's dtype if ``selected``, else as it is.
 

@@ -199,7 +199,9 @@ class Cache:
         if damaged:
             log.warning("  %s is damaged (%s): computed again", folder, ", ".join(damaged))
             return None
-        return Artefact(stage.name, stage.label, stage.key, folder, manifest["seconds"], manifest["peak_memory"], cached, files)
+        return Artefact(
+            stage.name, stage.label, stage.key, folder, manifest["seconds"], manifest["peak_memory"], cached, files
+        )
 
 
 def _write_manifest(stage: Stage, folder: Path, cost: Any) -> None:

@@ -5,27 +5,41 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from twin_merging import checkpoints, parameters
-from twin_merging.backbones.sequence_classifier import Features, Head, SequenceClassifierBackbone, Tokens
+from twin_merging.backbones.sequence_classifier import Features
 from twin_merging.backbones.sources import Source
 from twin_merging.checkpoints import Checkpoint
-from twin_merging.config import backbones, evaluations, finetunings, inferences, merge_methods, sparsifiers
+from twin_merging.config import evaluations, finetunings, inferences, merge_methods, sparsifiers
 from twin_merging.errors import UserError, unknown
 from twin_merging.evaluation.heads import oracle_answers, routed_answers
 from twin_merging.evaluation.metrics import metrics
 from twin_merging.evaluation.scoring import REFERENCE, average_normalized, averages, normalized
 from twin_merging.evaluation.selection import choose, refuse_test
 from twin_merging.merging.apply import merge, modularize
+from twin_merging.pipeline.artefacts import (
+    ENCODER,
+    FEATURES,
+    backbone_of,
+    base_weights,
+    encoder_with,
+    exclusive_of,
+    expert_weights,
+    features_of,
+    head_states,
+    heads_of,
+    read_all,
+    task_of,
+    tasks_of,
+    tokens_of,
+    weights_at,
+)
 from twin_merging.pipeline.cache import Stage, upstream
-from twin_merging.pipeline.environment import resolve_device
 from twin_merging.pipeline.stages import Stages
 from twin_merging.progress import track
 from twin_merging.routers.mlp import MlpRouter, fit
@@ -34,8 +48,6 @@ from twin_merging.sparsifiers.svd import Factors
 from twin_merging.tasks.base import TEST, VALIDATION, Task
 from twin_merging.tasks.splits import prepare
 
-ENCODER = "encoder.safetensors"
-FEATURES = "features.safetensors"
 BEFORE_MERGING = ("data", "base", "expert")
 
 
@@ -52,25 +64,27 @@ def data(stages: Stages, name: str, folder: Path, scratch: Path) -> None:
 
 def base(stages: Stages, folder: Path, scratch: Path) -> None:
     """θ₀ under the names that experts use."""
-    backbone = _backbone(stages)
+    backbone = backbone_of(stages)
     model = backbone.load(backbone.folder, num_labels=2, new_head=True)
     checkpoints.save(backbone.encoder(model).state_dict(), folder / ENCODER)
-    (folder / "base.json").write_text(json.dumps({"prefix": model.base_model_prefix, "model_type": model.config.model_type}))
+    (folder / "base.json").write_text(
+        json.dumps({"prefix": model.base_model_prefix, "model_type": model.config.model_type})
+    )
 
 
 def expert(stages: Stages, name: str, folder: Path, scratch: Path) -> None:
     """Fine-tune on one task."""
     fine_tune = finetunings[stages.run.finetune.name].load()
-    task = _task(stages, name)
+    task = task_of(stages, name)
     refuse_test(f"epoch of {name}", [task], VALIDATION)
-    fine_tune(_backbone(stages), task, stages.run.finetune, stages.run.seed, folder, scratch)
+    fine_tune(backbone_of(stages), task, stages.run.finetune, stages.run.seed, folder, scratch)
 
 
 def imported_expert(stages: Stages, name: str, source: Source, folder: Path, scratch: Path) -> None:
     """Load a published expert, check that it is this backbone's, and save it as our own are saved."""
     from twin_merging.experts.fine_tuning import save_expert
 
-    backbone, task = _backbone(stages), _task(stages, name)
+    backbone, task = backbone_of(stages), task_of(stages, name)
     known = stages.get(stages.base).json("base.json")
     found = json.loads((source.folder / "config.json").read_text()).get("model_type")
     if found != known["model_type"]:
@@ -80,7 +94,7 @@ def imported_expert(stages: Stages, name: str, source: Source, folder: Path, scr
         )  # fmt: skip
     model = backbone.load(source.folder, task.num_labels, task.kind == "regression")
     encoder = backbone.encoder(model).state_dict()
-    checkpoints.check(encoder, _read_all(_base_weights(stages)), str(source.folder))
+    checkpoints.check(encoder, read_all(base_weights(stages)), str(source.folder))
     backbone.check_head_reads_first_token(model)
     save_expert(backbone, model, task, {"source": source.identity}, folder)
 
@@ -101,7 +115,7 @@ def merged(stages: Stages, method: Any, folder: Path, scratch: Path) -> None:
 
 def exclusive(stages: Stages, folder: Path, scratch: Path) -> None:
     """Compressed v_t of all tasks: ``NAME.U``, ``NAME.S`` and ``NAME.V``, or ``NAME`` where it is kept whole."""
-    start, experts = _base_weights(stages), _expert_weights(stages)
+    start, experts = base_weights(stages), expert_weights(stages)
     shared = Checkpoint(stages.get(stages.shared).path(ENCODER))
     selected = parameters.select(start, stages.run.parameters.include, stages.run.parameters.exclude)
     sparsify = sparsifiers[stages.run.sparsifier.name].load()
@@ -116,7 +130,7 @@ def exclusive(stages: Stages, folder: Path, scratch: Path) -> None:
 
 
 def _merge(stages: Stages, method: Any) -> dict[str, Tensor]:
-    start, experts = _base_weights(stages), _expert_weights(stages)
+    start, experts = base_weights(stages), expert_weights(stages)
     selected = parameters.select(start, stages.run.parameters.include, stages.run.parameters.exclude)
     tensors = merge(merge_methods[method.name].load(), method, start, experts, selected)
     return dict(track(tensors, f"merge by {method.name}", len(start), "tensors"))
@@ -124,17 +138,22 @@ def _merge(stages: Stages, method: Any) -> dict[str, Tensor]:
 
 def _chosen_scaling(stages: Stages, method: Any) -> dict[str, Any]:
     """The λ with the best average on validation rows, each task's score normalized by its expert's there."""
-    tasks = _tasks(stages)
+    tasks = tasks_of(stages)
     refuse_test("scaling", tasks, VALIDATION)
     references = [max(_own_validation(stages, index).values()) for index in range(len(tasks))]
-    heads, backbone, scores = _heads(stages), _backbone(stages), {}
-    tokens = [_tokens(stages, task, VALIDATION) for task in tasks]
+    heads, backbone, scores = heads_of(stages), backbone_of(stages), {}
+    tokens = [tokens_of(stages, task, VALIDATION) for task in tasks]
     for scaling in method.grid:
-        encoder = _encoder(stages, _merge(stages, replace(method, scaling=scaling)))
+        encoder = encoder_with(stages, _merge(stages, replace(method, scaling=scaling)))
         ratios = []
         for task, rows, reference in zip(tasks, tokens, references, strict=True):
             features = backbone.encode(encoder, rows, stages.run.evaluation.batch_size, f"λ {scaling:g}: {task.name}")
-            ratios.append(normalized(metrics[task.metric](oracle_answers(task, features, heads), task.splits[VALIDATION].labels), reference))
+            ratios.append(
+                normalized(
+                    metrics[task.metric](oracle_answers(task, features, heads), task.splits[VALIDATION].labels),
+                    reference,
+                )
+            )
         scores[scaling] = average_normalized(ratios) or 0.0
     return choose("scaling", scores, tasks, VALIDATION)
 
@@ -144,23 +163,33 @@ def _own_validation(stages: Stages, index: int) -> dict[str, float]:
     record = stages.get(stages.experts[index]).json("expert.json")
     if "choice" in record:
         return record["choice"]["scores"]
-    task, backbone = _tasks(stages)[index], _backbone(stages)
-    encoder = _encoder(stages, _read_all(_expert_weights(stages)[index]))
-    features = backbone.encode(encoder, _tokens(stages, task, VALIDATION), stages.run.evaluation.batch_size, f"{task.name} expert")
-    return {"published": metrics[task.metric](oracle_answers(task, features, _heads(stages)), task.splits[VALIDATION].labels)}
+    task, backbone = tasks_of(stages)[index], backbone_of(stages)
+    encoder = encoder_with(stages, read_all(expert_weights(stages)[index]))
+    features = backbone.encode(
+        encoder, tokens_of(stages, task, VALIDATION), stages.run.evaluation.batch_size, f"{task.name} expert"
+    )
+    return {
+        "published": metrics[task.metric](
+            oracle_answers(task, features, heads_of(stages)), task.splits[VALIDATION].labels
+        )
+    }
 
 
 # --- features, router, dynamic merging --------------------------------------------------------------------------------
 
 
-def encoded(stages: Stages, encoder: Stage, split: str, names: list[str], label: str, folder: Path, scratch: Path) -> None:
+def encoded(
+    stages: Stages, encoder: Stage, split: str, names: list[str], label: str, folder: Path, scratch: Path
+) -> None:
     """Features of one split of some tasks: ``TASK.first``, ``TASK.pooled``, ``TASK.mean``."""
-    artefact, backbone = stages.get(encoder), _backbone(stages)
-    weights = _read_all(_weights_of(stages, artefact.path(ENCODER) if ENCODER in artefact.files else artefact.path(checkpoints.SINGLE)))
-    model = _encoder(stages, weights)
+    artefact, backbone = stages.get(encoder), backbone_of(stages)
+    weights = read_all(
+        weights_at(stages, artefact.path(ENCODER) if ENCODER in artefact.files else artefact.path(checkpoints.SINGLE))
+    )
+    model = encoder_with(stages, weights)
     tensors: dict[str, Tensor] = {}
     for name in names:
-        tokens = _tokens(stages, _task(stages, name), split)
+        tokens = tokens_of(stages, task_of(stages, name), split)
         features = backbone.encode(model, tokens, stages.run.evaluation.batch_size, f"{label}: {name}")
         tensors |= {f"{name}.{key}": value for key, value in features.items()}
     checkpoints.save(tensors, folder / FEATURES)
@@ -168,8 +197,8 @@ def encoded(stages: Stages, encoder: Stage, split: str, names: list[str], label:
 
 def router(stages: Stages, folder: Path, scratch: Path) -> None:
     """Train the router on validation rows and record its accuracy on those held out."""
-    tasks = _tasks(stages)
-    features = _features(stages, stages.encoded_by_shared(VALIDATION), tasks)
+    tasks = tasks_of(stages)
+    features = features_of(stages, stages.encoded_by_shared(VALIDATION), tasks)
     trained, report = fit(stages.run.router, [features[task.name]["mean"] for task in tasks], tasks, stages.run.seed)
     checkpoints.save(trained.state_dict(), folder / "router.safetensors")
     (folder / "router.json").write_text(json.dumps(report, indent=1))
@@ -177,13 +206,16 @@ def router(stages: Stages, folder: Path, scratch: Path) -> None:
 
 def dynamic(stages: Stages, folder: Path, scratch: Path) -> None:
     """Features of test rows, each under its own merged weights."""
-    tasks, backbone = _tasks(stages), _backbone(stages)
-    shared = _encoder(stages, _read_all(Checkpoint(stages.get(stages.shared).path(ENCODER))))
-    model = inferences[stages.run.inference.name].load()(shared, _exclusive(stages))
-    weights, tensors = _test_weights(stages, tasks), {}
+    tasks, backbone = tasks_of(stages), backbone_of(stages)
+    shared = encoder_with(stages, read_all(Checkpoint(stages.get(stages.shared).path(ENCODER))))
+    model = inferences[stages.run.inference.name].load()(shared, exclusive_of(stages))
+    weights = _test_weights(stages, tasks)
+    tensors: dict[str, Tensor] = {}
     for task in tasks:
-        tokens = _tokens(stages, task, TEST)
-        features = backbone.encode(model, tokens, stages.run.inference.batch_size, f"twin: {task.name}", weights[task.name])
+        tokens = tokens_of(stages, task, TEST)
+        features = backbone.encode(
+            model, tokens, stages.run.inference.batch_size, f"twin: {task.name}", weights[task.name]
+        )
         tensors |= {f"{task.name}.{key}": value for key, value in features.items()}
     checkpoints.save(tensors, folder / FEATURES)
 
@@ -191,8 +223,10 @@ def dynamic(stages: Stages, folder: Path, scratch: Path) -> None:
 def _test_weights(stages: Stages, tasks: list[Task]) -> dict[str, Tensor]:
     """w(x) of every test row, by task: (rows, T)."""
     if not stages.routing:
-        return {task.name: oracle_weights(index, len(task.splits[TEST]), len(tasks)) for index, task in enumerate(tasks)}
-    features = _features(stages, stages.encoded_by_shared(TEST), tasks)
+        return {
+            task.name: oracle_weights(index, len(task.splits[TEST]), len(tasks)) for index, task in enumerate(tasks)
+        }
+    features = features_of(stages, stages.encoded_by_shared(TEST), tasks)
     state = load_file(stages.get(stages.router).path("router.safetensors"))
     trained = MlpRouter(stages.run.router, features[tasks[0].name]["mean"].shape[1], len(tasks))
     trained.load_state_dict(state)
@@ -204,14 +238,16 @@ def _test_weights(stages: Stages, tasks: list[Task]) -> dict[str, Tensor]:
 
 def result(stages: Stages, folder: Path, scratch: Path) -> None:
     """The part of results.json that does not depend on when and where the job ran."""
-    tasks, heads, run = _tasks(stages), _heads(stages), stages.run
+    tasks, heads, run = tasks_of(stages), heads_of(stages), stages.run
     features: dict[str, Features] = {}
     for stage in stages.answered:
-        features |= _features(stages, stage, [task for task in tasks if stage.name != "encode" or task.name in _names_in(stages, stage)])
+        features |= features_of(
+            stages, stage, [task for task in tasks if stage.name != "encode" or task.name in _names_in(stages, stage)]
+        )
     weights = _test_weights(stages, tasks) if stages.is_twin or run.evaluation.heads == "routed" else None
     score, entries = evaluations[run.evaluation.name].load(), {}
     for index, task in enumerate(tasks):
-        reference = _features(stages, stages.encoded_by_expert(index), [task])[task.name]
+        reference = features_of(stages, stages.encoded_by_expert(index), [task])[task.name]
         if run.evaluation.heads == "oracle":
             answers = oracle_answers(task, features[task.name], heads)
         else:
@@ -233,7 +269,9 @@ def _names_in(stages: Stages, stage: Stage) -> set[str]:
 
 def _bytes_stored(stages: Stages) -> int:
     """Bytes of what answering needs: encoders (or the shared one and the factors), heads, and the router if it is used."""
-    head_bytes = sum(tensor.nbytes for index in range(len(stages.names)) for tensor in _head_states(stages)[index].values())
+    head_bytes = sum(
+        tensor.nbytes for index in range(len(stages.names)) for tensor in head_states(stages)[index].values()
+    )
     encoder_bytes = stages.get(stages.base).bytes(ENCODER)
     total = head_bytes + encoder_bytes * (len(stages.names) if stages.method.name == "finetuned" else 1)
     if stages.is_twin:
@@ -246,15 +284,23 @@ def _bytes_stored(stages: Stages) -> int:
 def _costs(stages: Stages) -> dict[str, Any]:
     """Seconds and peak memory of every stage when it was computed, and the sum of those that come after the experts."""
     used = [stages.get(stage) for stage in upstream(stages.result)[:-1]]
-    after = {stage.key for part in (*stages.answered, *stages.routing) for stage in upstream(part) if stage.name not in BEFORE_MERGING}
+    after = {
+        stage.key
+        for part in (*stages.answered, *stages.routing)
+        for stage in upstream(part)
+        if stage.name not in BEFORE_MERGING
+    }
     counted = [artefact for artefact in used if artefact.key in after]
     return {
         "seconds": sum(artefact.seconds for artefact in counted),
         "peak_memory": max(artefact.peak_memory for artefact in counted),
         "stages": [
             {
-                "name": artefact.stage, "label": artefact.label, "seconds": artefact.seconds,
-                "peak_memory": artefact.peak_memory, "key": artefact.key,
+                "name": artefact.stage,
+                "label": artefact.label,
+                "seconds": artefact.seconds,
+                "peak_memory": artefact.peak_memory,
+                "key": artefact.key,
             }
             for artefact in used
         ],
@@ -263,13 +309,19 @@ def _costs(stages: Stages) -> dict[str, Any]:
 
 def _checkpoint_hashes(stages: Stages) -> dict[str, str]:
     """SHA-256 of θ₀ and of each expert's weights."""
-    experts = {f"expert {stage.label}": stages.get(stage).files[checkpoints.SINGLE]["sha256"] for stage in stages.experts}
+    experts = {
+        f"expert {stage.label}": stages.get(stage).files[checkpoints.SINGLE]["sha256"] for stage in stages.experts
+    }
     return {"base": stages.get(stages.base).files[ENCODER]["sha256"], **experts}
 
 
 def _choices(stages: Stages) -> list[dict[str, Any]]:
     """Every choice that went into the result, with the split and the scores it was made on."""
-    choices = [record["choice"] for record in (stages.get(stage).json("expert.json") for stage in stages.experts) if "choice" in record]
+    choices = [
+        record["choice"]
+        for record in (stages.get(stage).json("expert.json") for stage in stages.experts)
+        if "choice" in record
+    ]
     if stages.shared.name == "merge":
         choices += stages.get(stages.shared).json("choices.json")
     if stages.trains_router:
@@ -289,96 +341,3 @@ def _routing(stages: Stages, tasks: list[Task], weights: Mapping[str, Tensor]) -
         "train_rows": report.get("train_rows"), "confusion": [counts.tolist() for counts in top],
         "mean_weights": [weights[task.name].mean(0).tolist() for task in tasks],
     }  # fmt: skip
-
-
-# --- reading artefacts ------------------------------------------------------------------------------------------------
-
-
-def _backbone(stages: Stages) -> SequenceClassifierBackbone:
-    options = stages.run.backbone
-    device = resolve_device(stages.run.device)
-    return _one_backbone(options.name, json.dumps(vars(options)), stages.backbone_source.folder, device, stages.precision == "bf16")
-
-
-@lru_cache(maxsize=1)
-def _one_backbone(name: str, options: str, folder: Path, device: torch.device, autocast: bool) -> SequenceClassifierBackbone:
-    """One object for all jobs of a process, since its tokenizer is slow to load."""
-    component = backbones[name]
-    return component.load()(component.options(**json.loads(options)), folder, device, autocast)
-
-
-def _task(stages: Stages, name: str) -> Task:
-    return _read_task(stages.get(stages.data(name)).folder)
-
-
-@lru_cache(maxsize=64)
-def _read_task(folder: Path) -> Task:
-    return Task.load(folder)
-
-
-def _tasks(stages: Stages) -> list[Task]:
-    return [_task(stages, name) for name in stages.names]
-
-
-def _tokens(stages: Stages, task: Task, split: str) -> Tokens:
-    return _backbone(stages).tokenize(task.splits[split].texts)
-
-
-def _base_weights(stages: Stages) -> Checkpoint:
-    return Checkpoint(stages.get(stages.base).path(ENCODER))
-
-
-def _weights_of(stages: Stages, path: Path) -> Checkpoint:
-    prefix = stages.get(stages.base).json("base.json")["prefix"] + "." if path.name == checkpoints.SINGLE else ""
-    return Checkpoint(path, prefix)
-
-
-def _expert_weights(stages: Stages) -> list[Checkpoint]:
-    start = _base_weights(stages)
-    experts = [_weights_of(stages, stages.get(stage).path(checkpoints.SINGLE)) for stage in stages.experts]
-    for stage, weights in zip(stages.experts, experts, strict=True):
-        if set(weights) != set(start):
-            checkpoints.check(_read_all(weights), _read_all(start), f"expert {stage.label}")
-    return experts
-
-
-def _read_all(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return dict(weights.items())
-
-
-def _head_states(stages: Stages) -> list[dict[str, Tensor]]:
-    prefix = stages.get(stages.base).json("base.json")["prefix"] + "."
-    files = [Checkpoint(stages.get(stage).path(checkpoints.SINGLE)) for stage in stages.experts]
-    return [{name: file[name] for name in file if not name.startswith(prefix)} for file in files]
-
-
-def _heads(stages: Stages) -> dict[str, Head]:
-    backbone = _backbone(stages)
-    states = zip(_tasks(stages), _head_states(stages), strict=True)
-    return {task.name: backbone.head(state, task.num_labels) for task, state in states}
-
-
-def _encoder(stages: Stages, weights: Mapping[str, Tensor]) -> nn.Module:
-    """An encoder of the backbone's architecture with these weights."""
-    backbone = _backbone(stages)
-    encoder = backbone.encoder(backbone.load(backbone.folder, num_labels=2, new_head=True))
-    encoder.load_state_dict(weights)
-    return encoder
-
-
-def _features(stages: Stages, stage: Stage, tasks: list[Task]) -> dict[str, Features]:
-    """A stage's features by task."""
-    stored = Checkpoint(stages.get(stage).path(FEATURES))
-    return {
-        task.name: {key.rpartition(".")[2]: stored[key] for key in stored if key.rpartition(".")[0] == task.name} for task in tasks
-    }
-
-
-def _exclusive(stages: Stages) -> dict[str, Factors | Tensor]:
-    stored = Checkpoint(stages.get(stages.exclusive).path("exclusive.safetensors"))
-    factored = {name.removesuffix(".U") for name in stored if name.endswith(".U") and name.removesuffix(".U") + ".S" in stored}
-    deltas: dict[str, Factors | Tensor] = {
-        name: Factors(stored[f"{name}.U"], stored[f"{name}.S"], stored[f"{name}.V"]) for name in factored
-    }
-    whole = [name for name in stored if name.rpartition(".")[0] not in factored]
-    return deltas | {name: stored[name] for name in whole}

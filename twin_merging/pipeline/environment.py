@@ -39,7 +39,9 @@ def resolve_device(name: str) -> torch.device:
     }
     if not here.get(device.type, False):
         available = ", ".join(kind for kind, there in here.items() if there)
-        raise UserError("this device is not available here", key="device", found=name, expected=f"auto or one of {available}")
+        raise UserError(
+            "this device is not available here", key="device", found=name, expected=f"auto or one of {available}"
+        )
     return device
 
 

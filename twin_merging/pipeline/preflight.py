@@ -50,7 +50,9 @@ def _check_writable(key: str, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot be made ({error.strerror})", key=key, found=folder, expected="a folder to write in") from error
+        raise UserError(
+            f"cannot be made ({error.strerror})", key=key, found=folder, expected="a folder to write in"
+        ) from error
     if not os.access(folder, os.W_OK):
         raise UserError("cannot be written to", key=key, found=folder, expected="a folder to write in")
 

@@ -115,7 +115,9 @@ def _track(run: RunConfig, results: dict[str, Any], folder: Path) -> None:
     from twin_merging.reporting.tables import results_table
 
     tracker = trackers[run.tracker.name].load()(run.tracker, folder, f"{run.exp}-{folder.name}", to_plain(run))
-    scalars = {key: results[key] for key in ("average_normalized", "average_raw", "bytes_stored", "seconds", "peak_memory")}
+    scalars = {
+        key: results[key] for key in ("average_normalized", "average_raw", "bytes_stored", "seconds", "peak_memory")
+    }
     for name, task in results["tasks"].items():
         scalars |= {f"{name}/{key}": task[key] for key in ("raw", "normalized", "reference")}
     tracker.scalars({name: value for name, value in scalars.items() if value is not None})

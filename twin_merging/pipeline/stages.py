@@ -81,9 +81,7 @@ class Stages:
             "finetune": to_plain(self.run.finetune), "code": component.code_hash(), "max_length": self.run.backbone.max_length,
             "precision": self.precision, "seed": self.run.seed,
         }  # fmt: skip
-        return Stage(
-            "expert", name, options, (self.base, self.data(name)), _by("expert", self, name)
-        )
+        return Stage("expert", name, options, (self.base, self.data(name)), _by("expert", self, name))
 
     @cached_property
     def experts(self) -> list[Stage]:
@@ -95,7 +93,11 @@ class Stages:
         if method.name == STATIC_NEEDS_NO_MERGE:
             return self.base
         component = merge_methods[method.name]
-        options = {"method": to_plain(method), "code": component.code_hash(), "parameters": to_plain(self.run.parameters)}
+        options = {
+            "method": to_plain(method),
+            "code": component.code_hash(),
+            "parameters": to_plain(self.run.parameters),
+        }
         inputs: tuple[Stage, ...] = (self.base, *self.experts)
         if getattr(method, "grid", None):
             options["precision"], options["max_length"] = self.precision, self.run.backbone.max_length
@@ -180,7 +182,11 @@ class Stages:
         """Scores, bytes, routing and choices of the job."""
         references = [self.encoded_by_expert(index) for index in range(len(self.names))]
         inputs = (*self.experts, *references, *self.answered, *self.routing)
-        options = {"method": to_plain(self.method), "sparsifier": describe(self.run.sparsifier), "heads": self.run.evaluation.heads}
+        options = {
+            "method": to_plain(self.method),
+            "sparsifier": describe(self.run.sparsifier),
+            "heads": self.run.evaluation.heads,
+        }
         return Stage("result", f"{self.label}, {self.run.evaluation.heads} heads", options, inputs, _by("result", self))
 
     @property
@@ -199,7 +205,11 @@ class Stages:
 
 def describe(sparsifier: Any) -> str:
     """A sparsifier in a few words: ``svd rank 16``."""
-    settings = [f"{key} {value:g}" for key, value in to_plain(sparsifier).items() if key != "name" and isinstance(value, (int, float))]
+    settings = [
+        f"{key} {value:g}"
+        for key, value in to_plain(sparsifier).items()
+        if key != "name" and isinstance(value, (int, float))
+    ]
     return " ".join([sparsifier.name, *settings])
 
 

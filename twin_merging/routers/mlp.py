@@ -25,6 +25,8 @@ class MlpRouter(nn.Module):
         experts: T.
     """
 
+    temperature: Tensor
+
     def __init__(self, options: Options, hidden: int, experts: int):
         super().__init__()
         self.options = options

@@ -1,0 +1,59 @@
+"""A tiny model with three tasks, and one finished sweep over it that the tests share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import tiny
+from commands import Outcome, succeed
+
+METHODS = "pretrained,finetuned,weight_averaging,task_arithmetic,twin"
+SWEEP = ("-m", f"merge_method={METHODS}", "evaluation.heads=oracle,routed")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A sweep of all methods and both heads that ran to its end."""
+
+    outcome: Outcome
+    folder: Path
+    """The folder of the sweep: its report and a folder a job."""
+    cache: Path
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT."""
+    return tiny.save_tiny_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``paths.data`` with three tasks. Tests that damage a task make their own."""
+    return tiny.save_tasks(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def small(bert: Path, data: Path) -> list[str]:
+    """The arguments of a job that takes seconds."""
+    return [
+        f"backbone.pretrained={bert}", "backbone.max_length=20", "tasks=local_text", f"tasks.names=[{','.join(tiny.TASKS)}]",
+        f"paths.data={data}", "finetune.epochs=8", "finetune.lr=5e-3", "finetune.batch_size=16", "precision=fp32",
+        "router.epochs=20", "router.lr=5e-3", "sparsifier.rank=4", "device=cpu",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """All five methods with both heads, from an empty cache."""
+    folder = tmp_path_factory.mktemp("finished")
+    outcome = succeed(*SWEEP, *small, "hydra.sweep.dir=sweep", folder=folder)
+    return Finished(outcome, folder / "sweep", folder / "outputs/cache")
+
+
+@pytest.fixture(scope="session")
+def reuse(small: list[str], finished: Finished) -> list[str]:
+    """As ``small``, with the cache of the finished sweep."""
+    return [*small, f"paths.cache={finished.cache}"]

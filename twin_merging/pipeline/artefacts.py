@@ -1,0 +1,121 @@
+"""Artefacts read back as what the stages work with: tasks, weights, heads, features, exclusive knowledge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from twin_merging import checkpoints
+from twin_merging.backbones.sequence_classifier import Features, Head, SequenceClassifierBackbone, Tokens
+from twin_merging.checkpoints import Checkpoint
+from twin_merging.config import backbones
+from twin_merging.pipeline.cache import Stage
+from twin_merging.pipeline.environment import resolve_device
+from twin_merging.pipeline.stages import Stages
+from twin_merging.sparsifiers.svd import Factors
+from twin_merging.tasks.base import Task
+
+ENCODER = "encoder.safetensors"
+FEATURES = "features.safetensors"
+
+
+def backbone_of(stages: Stages) -> SequenceClassifierBackbone:
+    options = stages.run.backbone
+    device = resolve_device(stages.run.device)
+    return _one_backbone(
+        options.name, json.dumps(vars(options)), stages.backbone_source.folder, device, stages.precision == "bf16"
+    )
+
+
+@lru_cache(maxsize=1)
+def _one_backbone(
+    name: str, options: str, folder: Path, device: torch.device, autocast: bool
+) -> SequenceClassifierBackbone:
+    """One object for all jobs of a process, since its tokenizer is slow to load."""
+    component = backbones[name]
+    return component.load()(component.options(**json.loads(options)), folder, device, autocast)
+
+
+def task_of(stages: Stages, name: str) -> Task:
+    return _read_task(stages.get(stages.data(name)).folder)
+
+
+@lru_cache(maxsize=64)
+def _read_task(folder: Path) -> Task:
+    return Task.load(folder)
+
+
+def tasks_of(stages: Stages) -> list[Task]:
+    return [task_of(stages, name) for name in stages.names]
+
+
+def tokens_of(stages: Stages, task: Task, split: str) -> Tokens:
+    return backbone_of(stages).tokenize(task.splits[split].texts)
+
+
+def base_weights(stages: Stages) -> Checkpoint:
+    return Checkpoint(stages.get(stages.base).path(ENCODER))
+
+
+def weights_at(stages: Stages, path: Path) -> Checkpoint:
+    prefix = stages.get(stages.base).json("base.json")["prefix"] + "." if path.name == checkpoints.SINGLE else ""
+    return Checkpoint(path, prefix)
+
+
+def expert_weights(stages: Stages) -> list[Checkpoint]:
+    start = base_weights(stages)
+    experts = [weights_at(stages, stages.get(stage).path(checkpoints.SINGLE)) for stage in stages.experts]
+    for stage, weights in zip(stages.experts, experts, strict=True):
+        if set(weights) != set(start):
+            checkpoints.check(read_all(weights), read_all(start), f"expert {stage.label}")
+    return experts
+
+
+def read_all(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return dict(weights.items())
+
+
+def head_states(stages: Stages) -> list[dict[str, Tensor]]:
+    prefix = stages.get(stages.base).json("base.json")["prefix"] + "."
+    files = [Checkpoint(stages.get(stage).path(checkpoints.SINGLE)) for stage in stages.experts]
+    return [{name: file[name] for name in file if not name.startswith(prefix)} for file in files]
+
+
+def heads_of(stages: Stages) -> dict[str, Head]:
+    backbone = backbone_of(stages)
+    states = zip(tasks_of(stages), head_states(stages), strict=True)
+    return {task.name: backbone.head(state, task.num_labels) for task, state in states}
+
+
+def encoder_with(stages: Stages, weights: Mapping[str, Tensor]) -> nn.Module:
+    """An encoder of the backbone's architecture with these weights."""
+    backbone = backbone_of(stages)
+    encoder = backbone.encoder(backbone.load(backbone.folder, num_labels=2, new_head=True))
+    encoder.load_state_dict(weights)
+    return encoder
+
+
+def features_of(stages: Stages, stage: Stage, tasks: list[Task]) -> dict[str, Features]:
+    """A stage's features by task."""
+    stored = Checkpoint(stages.get(stage).path(FEATURES))
+    return {
+        task.name: {key.rpartition(".")[2]: stored[key] for key in stored if key.rpartition(".")[0] == task.name}
+        for task in tasks
+    }
+
+
+def exclusive_of(stages: Stages) -> dict[str, Factors | Tensor]:
+    stored = Checkpoint(stages.get(stages.exclusive).path("exclusive.safetensors"))
+    factored = {
+        name.removesuffix(".U") for name in stored if name.endswith(".U") and name.removesuffix(".U") + ".S" in stored
+    }
+    deltas: dict[str, Factors | Tensor] = {
+        name: Factors(stored[f"{name}.U"], stored[f"{name}.S"], stored[f"{name}.V"]) for name in factored
+    }
+    whole = [name for name in stored if name.rpartition(".")[0] not in factored]
+    return deltas | {name: stored[name] for name in whole}
