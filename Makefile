@@ -38,6 +38,5 @@ format: setup  ## Rewrite the code in the house's style
 assets: setup  ## Fetch and verify the offline models and data
 	$(BIN)/python -m twin_merging.assets fetch
 
-clean:  ## Remove the environment and the caches, keep results
+clean:  ## Remove the environment and tool caches; results and artefacts stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .coverage *.egg-info
-	rm -rf outputs/cache
