@@ -7,16 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra._internal.utils import get_args_parser
-
 from twin_merging.errors import UserError
-
-USAGE = """Say what to run, for example:
-  python run.py +exp=quickstart                        the whole pipeline on real data, minutes on a CPU
-  python run.py +exp=quickstart merge_method=twin      one of its methods
-Experiments: {experiments}
-python run.py --help shows every group and its options."""
+from twin_merging.help import help_text, usage_text
+from twin_merging.registry import CONFIGS, load_plugins
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,12 +30,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    from twin_merging.compose import CONFIGS, plan, register_resolvers
-
     if not arguments:
-        experiments = ", ".join(sorted(path.stem for path in (CONFIGS / "exp").glob("*.yaml")))
-        print(USAGE.format(experiments=experiments), file=sys.stderr)
+        print(usage_text(CONFIGS), file=sys.stderr)
         return 2
+    if "--help" in arguments or "-h" in arguments:
+        load_plugins([])
+        print(help_text(CONFIGS))
+        return 0
+    from hydra._internal.utils import get_args_parser
+
+    from twin_merging.compose import plan, register_resolvers
+
     args, unknown = get_args_parser().parse_known_args(arguments)
     if unknown:
         raise UserError("unknown flag", key=unknown[0], hint="python run.py --help")
@@ -50,7 +48,7 @@ def _main(arguments: list[str]) -> int:
     if (command := _cache_command(args.overrides)) is not None:
         return command
     register_resolvers()
-    if args.help or args.hydra_help or args.info or args.shell_completion:
+    if args.hydra_help or args.info or args.shell_completion:
         return _hydra(flags, args.overrides)
     launch = plan(args.overrides, args.multirun)
     if args.cfg:
@@ -82,7 +80,8 @@ def _run(launch: Any, flags: list[str]) -> int:
 
 def _hydra(flags: list[str], overrides: list[str]) -> int:
     """Hand over to Hydra, which composes each job anew and gives it to its launcher."""
-    from twin_merging.compose import CONFIGS
+    import hydra
+
     from twin_merging.pipeline.runner import run_job
 
     sys.argv = [sys.argv[0], *flags, *overrides]

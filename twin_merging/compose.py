@@ -18,10 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from twin_merging.config import REGISTRIES, RunConfig
 from twin_merging.errors import UserError, nearest
-from twin_merging.registry import load_plugins
+from twin_merging.registry import CONFIGS, load_plugins
 from twin_merging.validation import validate
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 @dataclass
@@ -171,7 +169,9 @@ def _unknown_key(key: str, override: Override, cfg: DictConfig, error: Exception
     node = OmegaConf.select(cfg, parent) if parent else cfg
     known = [str(name) for name in node if name != "hydra"] if isinstance(node, DictConfig) else []
     if key == "exp":
-        return UserError("an experiment is added, not replaced", key=key, found=override.value(), hint=f"+exp={override.value()}")
+        return UserError(
+            "an experiment is added, not replaced", key=key, found=override.value(), hint=f"+exp={override.value()}"
+        )
     if key in known or (parent and last in known):
         return UserError(str(error).splitlines()[0], key=key, found=override.value())
     known = known if parent else sorted({*known, *REGISTRIES, "exp"})

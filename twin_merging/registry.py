@@ -25,6 +25,7 @@ from typing import Any
 from twin_merging.errors import UserError, unknown
 
 ENTRY_POINT_GROUP = "twin_merging.components"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ are. Its base model is the encoder, which merges; everything else is the head, w
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,6 +104,16 @@ class SequenceClassifierBackbone:
     def encoder(self, model: PreTrainedModel) -> PreTrainedModel:
         """The part that merges."""
         return getattr(model, model.base_model_prefix)
+
+    @cached_property
+    def _skeleton(self) -> PreTrainedModel:
+        return self.encoder(self.load(self.folder, num_labels=2, new_head=True))
+
+    def encoder_with(self, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+        """An encoder of this architecture, of its own, with these weights."""
+        encoder = copy.deepcopy(self._skeleton)
+        encoder.load_state_dict(weights)
+        return encoder
 
     def head_state(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """The part that does not merge: every parameter outside the encoder."""

@@ -94,10 +94,7 @@ def heads_of(stages: Stages) -> dict[str, Head]:
 
 def encoder_with(stages: Stages, weights: Mapping[str, Tensor]) -> nn.Module:
     """An encoder of the backbone's architecture with these weights."""
-    backbone = backbone_of(stages)
-    encoder = backbone.encoder(backbone.load(backbone.folder, num_labels=2, new_head=True))
-    encoder.load_state_dict(weights)
-    return encoder
+    return backbone_of(stages).encoder_with(weights)
 
 
 def features_of(stages: Stages, stage: Stage, tasks: list[Task]) -> dict[str, Features]:
