@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracles import dynamic as oracle
 from torch import nn
-from transformers import AutoModel, BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig
+from transformers import AutoModel, BertConfig, DistilBertConfig, ElectraConfig, MPNetConfig, RobertaConfig
 
 from twin_merging.dynamic.model import TwinMergedModel
 from twin_merging.errors import UserError
@@ -171,8 +171,8 @@ def test_no_weights_give_the_shared_expert_also_after_a_routed_batch(experts):
 def test_weights_are_forgotten_when_the_encoder_fails():
     encoder = encoder_of("bert")
     model = TwinMergedModel(encoder, random_exclusive(encoder, "dense"))
-    with pytest.raises(TypeError):
-        model(no_such_argument=1, weights=random_weights())
+    with pytest.raises(ValueError, match="input_ids"):
+        model(weights=random_weights())
     assert model.mixture.weights is None
 
 
@@ -186,3 +186,22 @@ def test_a_module_without_a_routed_form_is_named():
         TwinMergedModel(Encoder(), {"patches.weight": torch.zeros(T, 4, 3, 2, 2)})
     assert caught.value.key == "Encoder.patches"
     assert caught.value.found == "Conv2d"
+
+
+def test_a_module_that_looks_up_no_examples_is_named():
+    # MPNet's relative positions are ids of (S, S), which must not be taken for S examples
+    encoder = AutoModel.from_config(MPNetConfig(**SMALL)).double().eval()
+    model, (ids, mask) = TwinMergedModel(encoder, random_exclusive(encoder, "dense")), batch()
+    with pytest.raises(UserError, match="not one row an example") as caught:
+        last_states(model, ids, mask, weights=random_weights())
+    assert caught.value.key == "MPNetModel.encoder.relative_attention_bias"
+    assert "encoder.relative_attention_bias.*" in caught.value.hint
+
+
+def test_without_that_module_the_rest_is_routed():
+    encoder = AutoModel.from_config(MPNetConfig(**SMALL), attn_implementation="eager").double().eval()
+    exclusive, weights, (ids, mask) = random_exclusive(encoder, "mixed"), random_weights(), batch()
+    del exclusive["encoder.relative_attention_bias.weight"]
+    slow = torch.cat(oracle.outputs(encoder, exclusive, weights, ids, mask))
+    fast = last_states(TwinMergedModel(encoder, exclusive), ids, mask, weights=weights)
+    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-10)

@@ -97,10 +97,10 @@ def test_a_method_that_gives_nan_is_refused(case, value):
     assert "1 of 12" in caught.value.found
 
 
-def test_a_sum_beyond_bfloat16_is_refused():
-    # λ·Σ is finite in float32 only up to 3.4e38; beyond it the merged encoder would be infinite
-    base = {"w": torch.zeros(2, dtype=torch.bfloat16)}
-    experts = [{"w": torch.full((2,), 3e38, dtype=torch.bfloat16)}] * 2
+def test_a_sum_that_the_dtype_cannot_hold_is_refused():
+    # 120,000 is finite in float32, where merging happens, and infinite in float16, where the result goes
+    base = {"w": torch.zeros(2, dtype=torch.float16)}
+    experts = [{"w": torch.full((2,), 60000.0, dtype=torch.float16)}] * 2
     with pytest.raises(UserError, match="NaN or infinity"):
         dict(merge(task_arithmetic, TaskArithmetic(scaling=1.0), base, experts, ["w"]))
 

@@ -61,12 +61,13 @@ class RoutedLinear(nn.Module):
         y, weights = self.shared(x), self.mixture.weights
         if weights is None:
             return y
+        _check_batch(self, x, len(weights))
         if self.low_rank is not None:
             g = _spread(self.low_rank.gates(weights), x)
             y = y + F.linear(F.linear(x, self.low_rank.V.mT) * g.to(x.dtype), self.low_rank.U)
         if self.dense is not None:
             mixed = torch.tensordot(weights, self.dense, 1)  # (B, m, n)
-            y = y + torch.bmm(x.view(len(x), -1, x.shape[-1]), mixed.mT.to(x.dtype)).view_as(y)
+            y = y + torch.bmm(x.reshape(len(x), -1, x.shape[-1]), mixed.mT.to(x.dtype)).view_as(y)
         if self.bias_deltas is not None:
             y = y + _spread(weights @ self.bias_deltas, y)
         return y
@@ -87,6 +88,8 @@ class RoutedEmbedding(nn.Module):
         y, weights = self.shared(ids), self.mixture.weights
         if weights is None:
             return y
+        if ids.dim() != 2 or len(ids) != 1:
+            _check_batch(self, ids, len(weights))
         if self.low_rank is not None:
             rows = F.embedding(ids, self.low_rank.U)  # (B or 1, S, T·r)
             return y + F.linear(rows * self.low_rank.gates(weights).unsqueeze(1), self.low_rank.V)
@@ -112,6 +115,7 @@ class RoutedLayerNorm(nn.Module):
         weights = self.mixture.weights
         if weights is None:
             return self.shared(x)
+        _check_batch(self, x, len(weights))
         y = F.layer_norm(x, self.shared.normalized_shape, eps=self.shared.eps)
         gain = _mixed(self.shared.weight, self.weight_deltas, weights, y)
         return y * gain + _mixed(self.shared.bias, self.bias_deltas, weights, y)
@@ -145,8 +149,20 @@ def route(encoder: nn.Module, deltas: Mapping[str, Delta], mixture: Mixture) -> 
                 hint=f"leave it out of the merge: parameters.exclude=['{name}.*']",
             )  # fmt: skip
         parent, _, attribute = name.rpartition(".")
-        setattr(encoder.get_submodule(parent), attribute, routed(shared, mixture, **parts))
+        layer = routed(shared, mixture, **parts)
+        layer.path = f"{type(encoder).__name__}.{name}"
+        setattr(encoder.get_submodule(parent), attribute, layer)
     return encoder
+
+
+def _check_batch(layer: nn.Module, x: Tensor, examples: int) -> None:
+    """Refuse an input whose rows are not the examples, such as relative positions, which have no weights of their own."""
+    if len(x) != examples:
+        raise UserError(
+            "this module's input is not one row an example, so it cannot be routed", key=str(layer.path),
+            found=list(x.shape), expected=f"[{examples}, ...]",
+            hint=f"leave it out of the merge: parameters.exclude=['{str(layer.path).partition('.')[2]}.*']",
+        )  # fmt: skip
 
 
 def _mixed(shared: Tensor, deltas: Tensor | None, weights: Tensor, like: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def choose(what: str, scores: Mapping[Any, float], tasks: Task | list[Task], spl
         split: which of their splits; ``train`` or ``validation``.
 
     Raises:
-        UserError: if the split is the test split, or holds the same rows.
+        UserError: if the split is the test split, or holds one of its rows.
     """
     tasks = tasks if isinstance(tasks, list) else [tasks]
     refuse_test(what, tasks, split)
@@ -38,9 +38,9 @@ def choose(what: str, scores: Mapping[Any, float], tasks: Task | list[Task], spl
 
 
 def refuse_test(what: str, tasks: list[Task], split: str) -> None:
-    """Raise a UserError if ``split`` is, or holds the rows of, the test split of one of ``tasks``."""
+    """Raise a UserError if ``split`` is, or holds a row of, the test split of one of ``tasks``."""
     for task in tasks:
-        if split == TEST or task.fingerprint(split) == task.fingerprint(TEST):
+        if split == TEST or not set(task.splits[split].texts).isdisjoint(task.splits[TEST].texts):
             raise UserError(
                 "nothing may be selected on test rows", key=what, found=f"the {split} split of {task.name}",
                 expected="validation rows, cut from the training set",

@@ -40,8 +40,9 @@ def merge(
                 "the method changed a tensor's shape", key=f"merge_method={options.name}: {name}",
                 found=list(merged.shape), expected=list(tensor.shape),
             )  # fmt: skip
+        merged = merged.to(tensor.dtype)  # which may overflow, hence before the check
         check_finite(merged, f"merge_method={options.name}: {name}")
-        yield name, merged.to(tensor.dtype)
+        yield name, merged
 
 
 def modularize(

@@ -182,14 +182,22 @@ def _notes(methods: Sequence[Method], metrics: dict[str, str]) -> list[str]:
 
 
 def _choice_notes(methods: Sequence[Method]) -> list[str]:
-    """What was chosen, on which split, for which methods: one sentence for each thing that was chosen."""
-    chosen: dict[tuple[str, str], dict[str, None]] = {}
+    """What was chosen on each split; for which methods, unless several chose and all chose the same."""
+    chosen: dict[str, dict[str, dict[str, str]]] = {}
     for method in methods:
         for result in method.results:
             for choice in result["choices"]:
-                words = f"{_plain(choice['chosen'])} for {method.label}"
-                chosen.setdefault((choice["what"], choice["split"]), {})[words] = None
-    return [f"Chosen on the {split} split: {what} = {', '.join(words)}." for (what, split), words in chosen.items()]
+                of_what = chosen.setdefault(choice["split"], {}).setdefault(choice["what"], {})
+                of_what[f"{method.label}, {result['seed']}"] = f"{_plain(choice['chosen'])} for {method.label}"
+    notes = []
+    for split, choices in chosen.items():
+        words = []
+        for what, by_method in choices.items():
+            values = {text.partition(" for ")[0] for text in by_method.values()}
+            alike = len(values) == 1 and len(by_method) > 1
+            words.append(f"{what} = {values.pop() if alike else ', '.join(dict.fromkeys(by_method.values()))}")
+        notes.append(f"Chosen on the {split} split: {'; '.join(words)}.")
+    return notes
 
 
 def _plain(value: Any) -> str:
