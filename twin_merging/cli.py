@@ -11,6 +11,8 @@ from twin_merging.errors import UserError
 from twin_merging.help import help_text, usage_text
 from twin_merging.registry import CONFIGS, load_plugins
 
+MULTIRUN = ("-m", "--multirun")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code: 0 done; 1 a job failed, the others finished; 2 bad input."""
@@ -52,15 +54,8 @@ def _main(arguments: list[str]) -> int:
         return _hydra(flags, args.overrides)
     launch = plan(args.overrides, args.multirun)
     if args.cfg:
-        return _hydra(
-            flags,
-            [
-                override
-                for override in launch.overrides
-                if "hydra.sweep" not in override and "hydra.run" not in override
-            ],
-        )
-    return _run(launch, [flag for flag in flags if flag not in ("-m", "--multirun")])
+        return _hydra([flag for flag in flags if flag not in MULTIRUN], launch.first)
+    return _run(launch, [flag for flag in flags if flag not in MULTIRUN])
 
 
 def _run(launch: Any, flags: list[str]) -> int:
@@ -69,9 +64,8 @@ def _run(launch: Any, flags: list[str]) -> int:
 
     configure_logging()
     if launch.folder.exists() and any(launch.folder.rglob("results.json")):
-        raise UserError(
-            "this folder has results already and they are never overwritten", key="hydra.run.dir", found=launch.folder
-        )
+        key = "hydra.sweep.dir" if launch.multirun else "hydra.run.dir"
+        raise UserError("this folder has results already and they are never overwritten", key=key, found=launch.folder)
     _describe(launch)
     check_inputs(launch.jobs)
     _hydra([*flags, *(["--multirun"] if launch.multirun else [])], launch.overrides)

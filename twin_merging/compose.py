@@ -24,9 +24,13 @@ from twin_merging.validation import validate
 
 @dataclass
 class Launch:
-    """What a command line asks for: its jobs, checked, and the arguments that make Hydra run exactly those."""
+    """What a command line asks for: its jobs, checked, and the arguments that make Hydra run exactly those.
+
+    ``first`` are the arguments of the first job alone.
+    """
 
     jobs: list[RunConfig]
+    first: list[str]
     folder: Path
     multirun: bool
     overrides: list[str]
@@ -63,7 +67,7 @@ def plan(overrides: list[str], multirun: bool) -> Launch:
         jobs = [validate(_compose(job)) for job in overrides_of_jobs]
         folder = Path(first.hydra.sweep.dir if multirun else first.hydra.run.dir)
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
-    return Launch(jobs, folder, multirun, [*arguments, f"{key}={_quoted(str(folder))}"])
+    return Launch(jobs, overrides_of_jobs[0], folder, multirun, [*arguments, f"{key}={_quoted(str(folder))}"])
 
 
 def cache_folder(overrides: list[str]) -> Path:
@@ -151,7 +155,9 @@ def _missing_option(error: MissingConfigException) -> UserError:
 
 def _bad_override(error: Exception, overrides: list[str]) -> UserError:
     """Find the override that does not compose with the rest, and the keys that exist where it points."""
-    for text, override in zip(overrides, _parse(overrides), strict=True):
+    given = zip(overrides, _parse(overrides), strict=True)
+    # the longest first: router.rank=4 is at fault, not the router=oracle before it
+    for text, override in sorted(given, key=lambda pair: -len(pair[1].get_key_element())):
         key = override.get_key_element()
         if key not in str(error) and str(override.key_or_group) not in str(error):
             continue

@@ -13,7 +13,7 @@ REFERENCE = "finetuned expert of each task, own head, same test rows"
 
 def normalized(raw: float, reference: float) -> float | None:
     """100 · raw/reference, in percent; None where the reference is not above 0, for which no ratio has a meaning."""
-    return 100 * raw / reference if reference > 0 else None
+    return 100 * (raw / reference) if reference > 0 else None  # 100 exactly where they are equal
 
 
 def average_normalized(values: list[float | None]) -> float | None:

@@ -146,7 +146,7 @@ class Cache:
 
     def _compute_locked(self, stage: Stage) -> Artefact:
         folder = self._folder(stage)
-        with _full_disk_explained(self.root):
+        with full_disk_explained(self.root, "paths.cache"):
             folder.parent.mkdir(parents=True, exist_ok=True)
             (self.root / "locks").mkdir(exist_ok=True)
             with _held(self.root / "locks" / f"{stage.name}-{stage.key}.lock", stage):
@@ -161,7 +161,7 @@ class Cache:
         self._temporary = self._temporary or tempfile.TemporaryDirectory(prefix="twin_merging-")
         folder = Path(self._temporary.name) / stage.name / stage.key
         folder.parent.mkdir(exist_ok=True)
-        with _full_disk_explained(folder.parent):
+        with full_disk_explained(folder.parent, "TMPDIR"):
             self._compute(stage, folder, folder.parent / f"{stage.key}-scratch")
         return self._present(stage, folder)
 
@@ -233,19 +233,20 @@ def _held(path: Path, stage: Stage) -> Iterator[None]:
 
 
 @contextmanager
-def _full_disk_explained(folder: Path) -> Iterator[None]:
+def full_disk_explained(folder: Path, key: str) -> Iterator[None]:
+    """Turn "no space left" while writing below ``folder`` into a UserError about the config key that names it."""
     try:
         yield
     except Exception as error:
-        if not _is_full_disk(error):
+        if not _is_full_disk(error) or isinstance(error, UserError):
             raise
         while not folder.exists():
             folder = folder.parent
         free = shutil.disk_usage(folder).free
         raise UserError(
             "the disk is full: what was finished is kept, the unfinished part was removed",
-            key="paths.cache", found=f"{free / 1e6:.0f} MB free at {folder}",
-            hint="free some space or set paths.cache to another disk, then run the same command again",
+            key=key, found=f"{free / 1e6:.0f} MB free at {folder}",
+            hint=f"free some space or set {key} to another disk, then run the same command again",
         ) from error  # fmt: skip
 
 

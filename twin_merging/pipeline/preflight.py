@@ -40,10 +40,20 @@ def check_inputs(jobs: list[RunConfig]) -> None:
                 if stage.key not in seen and run.cache == "write":
                     stages.get(stage)
                 seen.add(stage.key)
+            if run.cache == "write":
+                _check_parameters(stages)
 
 
 def _imported(stages: Stages) -> list:
     return stages.experts if stages.run.experts.source is not None else []
+
+
+def _check_parameters(stages: Stages) -> None:
+    from twin_merging.checkpoints import Checkpoint
+    from twin_merging.parameters import select
+    from twin_merging.pipeline.artefacts import ENCODER
+
+    select(Checkpoint(stages.get(stages.base).path(ENCODER)), stages.run.parameters.include, stages.run.parameters.exclude)
 
 
 def _check_writable(key: str, folder: Path) -> None:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from twin_merging.config import RunConfig, trackers
 from twin_merging.errors import UserError
-from twin_merging.pipeline.cache import Cache, upstream
+from twin_merging.pipeline.cache import Cache, full_disk_explained, upstream
 from twin_merging.pipeline.environment import git_commit, package_versions
 from twin_merging.pipeline.stages import Stages
 from twin_merging.progress import format_seconds
@@ -70,8 +70,9 @@ def execute(run: RunConfig, folder: Path, overrides: list[str]) -> str:
     record = result.json("result.json")
     results = _results(run, stages, record, overrides)
     results["seconds"] += result.seconds
-    write(folder, results)
-    _track(run, results, folder)
+    with full_disk_explained(folder, "paths.outputs"):
+        write(folder, results)
+        _track(run, results, folder)
     average = record["average_normalized"]
     shown = "undefined" if average is None else f"{average:.2f}"
     log.info("  average normalized %s   (%s)", shown, format_seconds(time.perf_counter() - start))
