@@ -85,13 +85,19 @@ def test_linear_of_a_transposed_input(factored):
 def test_embedding(factored, dtype):
     torch.manual_seed(0)
     module = One(nn.Embedding(9, 6, padding_idx=1)).to(dtype)
-    assert_equals_the_loop(module, exclusive_of(module, factored, 3), torch.randint(9, (B, S)), random_weights(4, dtype))
+    assert_equals_the_loop(
+        module, exclusive_of(module, factored, 3), torch.randint(9, (B, S)), random_weights(4, dtype)
+    )
 
 
 @pytest.mark.parametrize("factored", [True, False])
 def test_embedding_of_ids_that_all_examples_share(factored):
     module = One(nn.Embedding(9, 6)).double()
-    deltas, weights, ids = exclusive_of(module, factored, 3), random_weights(4, torch.float64), torch.arange(S).unsqueeze(0)
+    deltas, weights, ids = (
+        exclusive_of(module, factored, 3),
+        random_weights(4, torch.float64),
+        torch.arange(S).unsqueeze(0),
+    )
     slow = torch.cat(oracle.outputs(module, deltas, weights, ids.expand(B, -1)))
     mixture = Mixture()
     route(module, deltas, mixture)

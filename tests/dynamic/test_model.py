@@ -22,7 +22,9 @@ CONFIGS = {
     "bert": BertConfig(**SMALL),
     "roberta": RobertaConfig(**SMALL, pad_token_id=1),
     "electra": ElectraConfig(**SMALL, embedding_size=8),
-    "distilbert": DistilBertConfig(vocab_size=40, dim=12, n_layers=2, n_heads=2, hidden_dim=20, max_position_embeddings=24),
+    "distilbert": DistilBertConfig(
+        vocab_size=40, dim=12, n_layers=2, n_heads=2, hidden_dim=20, max_position_embeddings=24
+    ),
 }
 B, T, S = 4, 3, 7
 
@@ -121,7 +123,10 @@ def experts(request):
     states = []
     for seed in range(T + 1):
         generator = torch.Generator().manual_seed(seed)
-        noise = {name: 0.05 * torch.randn(p.shape, generator=generator, dtype=p.dtype) for name, p in encoder.named_parameters()}
+        noise = {
+            name: 0.05 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+            for name, p in encoder.named_parameters()
+        }
         states.append({name: tensor + noise.get(name, 0) for name, tensor in encoder.state_dict().items()})
     return encoder, states[:T], states[T]
 
