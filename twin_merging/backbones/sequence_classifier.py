@@ -29,6 +29,8 @@ from twin_merging.tasks.base import Task
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+
 Features = dict[str, Tensor]
 """Per row, float32: ``first`` (the first token's last state), ``pooled`` (where the encoder has a pooler), ``mean`` (the
 mean of the last states over real tokens, which the router reads). Each (rows, hidden)."""
@@ -61,6 +63,13 @@ class SequenceClassifierBackbone:
     @cached_property
     def tokenizer(self):
         """The pre-trained model's tokenizer."""
+        if not any(file for pattern in VOCABULARIES for file in self.folder.glob(pattern)):
+            raise UserError(  # transformers would make one that knows no word
+                "no tokenizer",
+                key="backbone.pretrained",
+                found=self.folder,
+                expected="one of " + ", ".join(VOCABULARIES),
+            )
         try:
             return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.options.trust_remote_code)
         except (OSError, ValueError) as error:
@@ -89,7 +98,7 @@ class SequenceClassifierBackbone:
         try:
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 source, num_labels=num_labels, problem_type=problem, dtype=torch.float32, output_loading_info=True,
-                use_safetensors=True, ignore_mismatched_sizes=new_head, trust_remote_code=self.options.trust_remote_code,
+                use_safetensors=True, ignore_mismatched_sizes=True, trust_remote_code=self.options.trust_remote_code,
                 **self._attention(),
             )  # fmt: skip
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -173,6 +182,11 @@ class SequenceClassifierBackbone:
 
     def _check_report(self, model: PreTrainedModel, report: dict, source: Path, new_head: bool) -> None:
         prefix = model.base_model_prefix + "."
+        for name, found, expected in sorted(report["mismatched_keys"]):
+            if not new_head or name.startswith(prefix):
+                raise UserError(
+                    "a tensor of the wrong shape", key=f"{source}: {name}", found=list(found), expected=list(expected)
+                )
         missing = sorted(name for name in report["missing_keys"] if not new_head or name.startswith(prefix))
         # a bare encoder may come without the pooler that a classifier adds; only then is it initialized
         missing = [name for name in missing if not (new_head and ".pooler." in name)]
