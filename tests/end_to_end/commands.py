@@ -36,7 +36,9 @@ class Outcome:
         return [line for line in self.text.splitlines() if all(word in line for word in words)]
 
 
-def start(*arguments: object, folder: Path, env: dict[str, str] | None = None, program: list[str] | None = None) -> subprocess.Popen:
+def start(
+    *arguments: object, folder: Path, env: dict[str, str] | None = None, program: list[str] | None = None
+) -> subprocess.Popen:
     """Start ``run.py`` with ``folder`` as the current one. One thread, so that sums are added in one order."""
     settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": ""}
     return subprocess.Popen(
@@ -55,7 +57,9 @@ def finish(process: subprocess.Popen, began: float | None = None) -> Outcome:
     return Outcome(process.returncode, out, err, time.monotonic() - (began or time.monotonic()))
 
 
-def run(*arguments: object, folder: Path, env: dict[str, str] | None = None, program: list[str] | None = None) -> Outcome:
+def run(
+    *arguments: object, folder: Path, env: dict[str, str] | None = None, program: list[str] | None = None
+) -> Outcome:
     """Run ``run.py`` to its end."""
     began = time.monotonic()
     return finish(start(*arguments, folder=folder, env=env, program=program), began)
@@ -68,7 +72,9 @@ def succeed(*arguments: object, folder: Path, env: dict[str, str] | None = None)
     return outcome
 
 
-def refused(*arguments: object, folder: Path, says: list[str], code: int = 2, env: dict[str, str] | None = None) -> Outcome:
+def refused(
+    *arguments: object, folder: Path, says: list[str], code: int = 2, env: dict[str, str] | None = None
+) -> Outcome:
     """Run ``run.py`` and check that it refuses: exit code 2, all of ``says`` in what it prints, and no traceback."""
     outcome = run(*arguments, folder=folder, env=env)
     assert outcome.code == code, outcome.text
@@ -86,7 +92,10 @@ def results(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 def numbers(result: dict[str, Any]) -> dict[str, Any]:
     """The part of results.json that must be the same whenever the job runs."""
-    return {key: result[key] for key in ("tasks", "average_normalized", "average_raw", "bytes_stored", "routing", "choices", "label")}
+    return {
+        key: result[key]
+        for key in ("tasks", "average_normalized", "average_raw", "bytes_stored", "routing", "choices", "label")
+    }
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, str]]:

@@ -10,7 +10,7 @@ FILLER = [f"word{number}" for number in range(60)]
 COLOURS = {"warm": ["red", "orange", "yellow"], "cold": ["blue", "green", "violet"]}
 SIZES = {"tiny": 0.5, "small": 1.5, "medium": 2.5, "large": 3.5, "huge": 4.5}
 ANSWERS = {"refused": ["never", "nobody"], "agreed": ["surely", "gladly"], "unsure": ["maybe", "perhaps"]}
-CUES = [*sum(COLOURS.values(), []), *SIZES, *sum(ANSWERS.values(), [])]
+CUES = [*COLOURS["warm"], *COLOURS["cold"], *SIZES, *(word for words in ANSWERS.values() for word in words)]
 ROWS = {"train": 96, "validation": 48, "test": 48}
 TASKS = ("colour", "size", "answer")
 
@@ -64,7 +64,12 @@ def _tokenizer():
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
+        tokenizer_object=inner,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
     )
 
 
