@@ -16,11 +16,10 @@ from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import backbones
 from twin_merging.pipeline.cache import Stage
 from twin_merging.pipeline.environment import resolve_device
-from twin_merging.pipeline.stages import Stages
+from twin_merging.pipeline.stages import ENCODER, Stages
 from twin_merging.sparsifiers.svd import Factors
 from twin_merging.tasks.base import Task
 
-ENCODER = "encoder.safetensors"
 FEATURES = "features.safetensors"
 
 

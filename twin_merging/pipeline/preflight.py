@@ -11,7 +11,7 @@ from twin_merging.backbones.sources import checkpoint_bytes, largest_rank
 from twin_merging.config import RunConfig
 from twin_merging.errors import UserError
 from twin_merging.pipeline.cache import Cache
-from twin_merging.pipeline.stages import Stages, check_rank
+from twin_merging.pipeline.stages import ENCODER, Stages, check_rank
 
 TRAINING_COPIES = 4  # an expert, its best and its newest checkpoint with two optimizer states
 
@@ -51,7 +51,6 @@ def _imported(stages: Stages) -> list:
 def _check_parameters(stages: Stages) -> None:
     from twin_merging.checkpoints import Checkpoint
     from twin_merging.parameters import select
-    from twin_merging.pipeline.artefacts import ENCODER
 
     select(Checkpoint(stages.get(stages.base).path(ENCODER)), stages.run.parameters.include, stages.run.parameters.exclude)
 

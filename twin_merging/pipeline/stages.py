@@ -18,6 +18,7 @@ from twin_merging.pipeline.environment import resolve_precision
 from twin_merging.tasks.base import TEST, VALIDATION
 from twin_merging.validation import to_plain
 
+ENCODER = "encoder.safetensors"  # the file of an artefact that is one encoder
 STATIC_NEEDS_NO_MERGE = "pretrained"
 
 
