@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import WORDS, save_model
+from tiny_models import WORDS, save_model
 
 from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone
 from twin_merging.config import SequenceClassifier
