@@ -108,6 +108,14 @@ def _parse(overrides: list[str]) -> list[Override]:
         ) from error  # fmt: skip
 
 
+def _check_groups(overrides: list[str]) -> None:
+    """Refuse ``router=null``, at which Hydra fails without naming the group."""
+    for override in _parse(overrides):
+        if override.key_or_group in REGISTRIES and not override.is_delete() and override.value() is None:
+            group = override.key_or_group
+            raise UserError("a group needs an option", key=group, found="null", expected=f"{group}=NAME")
+
+
 def _with_experiment_sweep(overrides: list[str], parsed: list[Override], cfg: DictConfig) -> list[str]:
     given = {override.key_or_group for override in parsed}
     own = cfg.hydra.sweeper.get("params")
@@ -136,6 +144,7 @@ def _expand(arguments: list[str], cfg: DictConfig) -> list[list[str]]:
 
 
 def _compose(overrides: list[str]) -> DictConfig:
+    _check_groups(overrides)
     try:
         return compose("config", overrides=overrides, return_hydra_config=True)
     except MissingConfigException as error:

@@ -29,13 +29,14 @@ def validate(cfg: DictConfig) -> RunConfig:
     for key in plain:
         if key not in known:
             raise UserError(
-                "unknown key", key=str(key), expected="one of " + ", ".join(known), nearest=nearest(key, known)
-            )
-    groups = {group: _component(group, cfg[group], group) for group in REGISTRIES}
+                "unknown key", key=str(key), found=plain[key],
+                expected="one of " + ", ".join(known), nearest=nearest(key, known),
+            )  # fmt: skip
+    groups = {group: _component(group, cfg.get(group), group) for group in REGISTRIES}
     groups["merge_method"] = _with_shared_expert(groups["merge_method"], cfg)
     rest = {
-        "experts": _typed(Experts, cfg.experts, "experts"),
-        "parameters": _typed(Parameters, cfg.parameters, "parameters"),
+        "experts": _typed(Experts, cfg.get("experts"), "experts"),
+        "parameters": _typed(Parameters, cfg.get("parameters"), "parameters"),
     }
     scalars = {key: cfg[key] for key in known if key in cfg and key not in groups and key not in rest}
     checked = OmegaConf.to_object(_merged(RunConfig, {**dict.fromkeys(groups), **scalars}, ""))
@@ -67,13 +68,13 @@ def _component(group: str, node: Any, key: str) -> Any:
     return _typed(REGISTRIES[group][name].options, node, key)
 
 
-def _typed(options: type, node: DictConfig, key: str) -> Any:
+def _typed(options: type, node: Any, key: str) -> Any:
     typed = OmegaConf.to_object(_merged(options, node, key))
     _check_ranges(typed, key)
     return typed
 
 
-def _merged(options: type, node: DictConfig | dict, key: str) -> DictConfig:
+def _merged(options: type, node: Any, key: str) -> DictConfig:
     _check_keys(options, node, key)
     schema = OmegaConf.structured(options)
     try:
@@ -92,15 +93,19 @@ def _merged(options: type, node: DictConfig | dict, key: str) -> DictConfig:
 
 def _check_keys(options: type, node: Any, key: str) -> None:
     fields = {field.name: field for field in dataclasses.fields(options)}
+    if not isinstance(node, (DictConfig, dict)):
+        raise UserError("this key holds other keys", key=key, found=node, expected=", ".join(fields))
     for name in node:
         if name not in fields:
             expected = "one of " + ", ".join(fields)
             raise UserError("unknown key", key=_join(key, name), expected=expected, nearest=nearest(name, fields))
+        if dataclasses.is_dataclass(nested := fields[name].default_factory):
+            _check_keys(nested, node[name], _join(key, name))
 
 
 def _type_error(error: OmegaConfBaseException, options: type, node: Any, key: str) -> UserError:
     name = error.full_key or error.key
-    found = OmegaConf.select(node, str(name)) if isinstance(node, DictConfig) and name else None
+    found = OmegaConf.select(OmegaConf.create(node), str(name)) if name else None
     first = str(error).splitlines()[0]
     if name is None:
         return UserError(first, key=key)
@@ -108,8 +113,11 @@ def _type_error(error: OmegaConfBaseException, options: type, node: Any, key: st
 
 
 def _help(options: type, name: str) -> str | None:
+    first, _, rest = name.partition(".")
     for field in dataclasses.fields(options):
-        if field.name == name.split(".")[0].split("[")[0]:
+        if field.name == first.split("[")[0]:
+            if rest and dataclasses.is_dataclass(nested := field.default_factory):
+                return _help(nested, rest)
             kind = str(field.type)
             return f"{kind}: {field.metadata['help']}" if "help" in field.metadata else kind
     return None
@@ -145,14 +153,15 @@ def _with_shared_expert(method: Any, cfg: DictConfig) -> Any:
     """Make the ``shared`` node of a dynamic method typed: it is a static merge method with its own options."""
     if "shared" not in {field.name for field in dataclasses.fields(method)}:
         return method
-    shared = _component("merge_method", cfg.merge_method.shared, "merge_method.shared")
-    if shared.name in STATIC_METHODS_EXCLUDED:
+    node = cfg.merge_method.shared
+    given = node.get("name") if isinstance(node, DictConfig) else None
+    if given in STATIC_METHODS_EXCLUDED:
         known = [name for name in merge_methods if name not in STATIC_METHODS_EXCLUDED]
         raise UserError(
             "a shared expert is one encoder, which this method does not give",
-            key="merge_method.shared.name", found=shared.name, expected="one of " + ", ".join(known),
+            key="merge_method.shared.name", found=given, expected="one of " + ", ".join(known),
         )  # fmt: skip
-    return dataclasses.replace(method, shared=shared)
+    return dataclasses.replace(method, shared=_component("merge_method", node, "merge_method.shared"))
 
 
 def _check_references(run: RunConfig) -> None:
