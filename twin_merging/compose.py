@@ -21,6 +21,8 @@ from twin_merging.errors import UserError, nearest
 from twin_merging.registry import CONFIGS, load_plugins
 from twin_merging.validation import validate
 
+GROUPS = {*REGISTRIES, "exp", ""}
+
 
 @dataclass
 class Launch:
@@ -109,11 +111,14 @@ def _parse(overrides: list[str]) -> list[Override]:
 
 
 def _check_groups(overrides: list[str]) -> None:
-    """Refuse ``router=null``, at which Hydra fails without naming the group."""
+    """Refuse ``router=null`` and ``router=3``, at which Hydra fails without naming the group."""
     for override in _parse(overrides):
-        if override.key_or_group in REGISTRIES and not override.is_delete() and override.value() is None:
-            group = override.key_or_group
-            raise UserError("a group needs an option", key=group, found="null", expected=f"{group}=NAME")
+        group, value = override.key_or_group, override.value()
+        if group in GROUPS and not override.is_delete() and not isinstance(value, (str, list)):
+            raise UserError(
+                "a group needs an option", key=group or override.input_line, found="null" if value is None else value,
+                expected=f"{group or 'GROUP'}=NAME",
+            )  # fmt: skip
 
 
 def _with_experiment_sweep(overrides: list[str], parsed: list[Override], cfg: DictConfig) -> list[str]:

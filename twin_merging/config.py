@@ -182,6 +182,7 @@ class MlpRouter:
     dropout: float = option(0.5, "dropout between the layers", low=0, high=1)
     rows: int | None = option(1000, "validation rows a task, at most", low=10)
     holdout: float = option(0.2, "share of those rows kept for choosing epoch and temperature", low=0.05, high=0.5)
+    layer: int = option(-1, "layer whose mean token states it reads: -1 the last (the paper's), 0 the embeddings", low=-1)
     temperature: float | None = option(1.0, "softmax temperature; null: calibrate on the holdout", low=TINY, high=100)
 
 
@@ -272,7 +273,7 @@ merge_methods.add("twin", Twin, "twin_merging.merging.twin:exclusive_knowledge")
 sparsifiers.add("svd", Svd, "twin_merging.sparsifiers.svd:truncate")
 sparsifiers.add("none", NoSparsifier, "twin_merging.sparsifiers.none:keep")
 routers.add("mlp", MlpRouter, "twin_merging.routers.mlp:MlpRouter")
-routers.add("oracle", OracleRouter, "twin_merging.routers.oracle:OracleRouter")
+routers.add("oracle", OracleRouter, "twin_merging.routers.oracle:oracle_weights")
 inferences.add("exact", Exact, "twin_merging.dynamic.model:TwinMergedModel")
 evaluations.add("scores", Scores, "twin_merging.evaluation.scoring:score")
 trackers.add("none", Tracker, "twin_merging.trackers:NoTracker")
