@@ -98,7 +98,7 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if (path / INDEX).is_file():
-        names = sorted(set(json.loads((path / INDEX).read_text())["weight_map"].values()))
+        names = _shards(path / INDEX)
         missing = [name for name in names if not (path / name).is_file()]
         if missing:
             raise UserError(
@@ -110,6 +110,15 @@ def _files(path: Path) -> list[Path]:
     raise UserError(
         "no safetensors checkpoint", key=str(path), expected=f"{SINGLE} or {INDEX}", hint="pickled weights are not read"
     )
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            "a damaged index of shards", key=str(index), expected="JSON with weight_map", hint="fetch or copy it again"
+        ) from error
 
 
 def _open(file: Path):

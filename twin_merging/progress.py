@@ -73,7 +73,7 @@ def track(items: Iterable[Item], label: str, total: int | None = None, unit: str
 
 def format_seconds(seconds: float) -> str:
     """``75.2`` -> ``1m15s``; below a minute one decimal: ``9.8s``."""
-    if seconds < 60:
+    if seconds < 59.95:  # what rounds to 60.0 is a minute
         return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
