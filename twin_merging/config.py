@@ -182,7 +182,9 @@ class MlpRouter:
     dropout: float = option(0.5, "dropout between the layers", low=0, high=1)
     rows: int | None = option(1000, "validation rows a task, at most", low=10)
     holdout: float = option(0.2, "share of those rows kept for choosing epoch and temperature", low=0.05, high=0.5)
-    layer: int = option(-1, "layer whose mean token states it reads: -1 the last (the paper's), 0 the embeddings", low=-1)
+    layer: int = option(
+        -1, "layer whose mean token states it reads: -1 the last (the paper's), 0 the embeddings", low=-1
+    )
     temperature: float | None = option(1.0, "softmax temperature; null: calibrate on the holdout", low=TINY, high=100)
 
 

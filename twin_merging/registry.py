@@ -36,8 +36,8 @@ class Component:
     options: type
     target: Callable[..., Any] | str
 
-    def load(self) -> Callable[..., Any]:
-        """The callable itself, imported on first use."""
+    def load(self) -> Any:
+        """The target itself, a function or a class, imported on first use."""
         if not isinstance(self.target, str):
             return self.target
         module, attribute = self.target.split(":")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from twin_merging.config import MlpRouter as Options
 from twin_merging.errors import UserError
 from twin_merging.routers import mlp
-from twin_merging.routers.mlp import MlpRouter, fit
+from twin_merging.routers.mlp import MlpRouter
 from twin_merging.routers.oracle import oracle_weights
 from twin_merging.tasks.base import Split, Task
 
@@ -90,7 +90,7 @@ def test_the_temperature_is_stored_with_the_router():
 
 
 def test_fit_learns_a_separable_problem():
-    router, report = fit(Options(epochs=8, lr=5e-3, batch_size=16), clusters(), tasks(), seed=0)
+    router, report = MlpRouter.fit(Options(epochs=8, lr=5e-3, batch_size=16), clusters(), tasks(), seed=0)
     assert report["holdout_accuracy"] == 1.0
     for task, features in enumerate(clusters(seed=1)):
         assert (router.weights(features).argmax(-1) == task).float().mean() > 0.98
@@ -99,19 +99,19 @@ def test_fit_learns_a_separable_problem():
 def test_fit_on_noise_stays_near_chance():
     generator = torch.Generator().manual_seed(0)
     noise = [torch.randn(100, 6, generator=generator) for _ in range(3)]
-    _, report = fit(Options(epochs=3), noise, tasks(100), seed=0)
+    _, report = MlpRouter.fit(Options(epochs=3), noise, tasks(100), seed=0)
     assert 0.1 < report["holdout_accuracy"] < 0.6
 
 
 def test_fit_is_determined_by_its_seed():
     options = Options(epochs=2, batch_size=16)
-    first, again, other = (fit(options, clusters(), tasks(), seed)[0].state_dict() for seed in (3, 3, 4))
+    first, again, other = (MlpRouter.fit(options, clusters(), tasks(), seed)[0].state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["layers.0.weight"], other["layers.0.weight"])
 
 
 def test_report_counts_rows_and_records_the_choice():
-    _, report = fit(Options(epochs=3, holdout=0.2), clusters(50), tasks(50), seed=0)
+    _, report = MlpRouter.fit(Options(epochs=3, holdout=0.2), clusters(50), tasks(50), seed=0)
     assert (report["train_rows"], report["holdout_rows"]) == (120, 30)
     (choice,) = report["choices"]
     assert choice["what"] == "epoch of the router"
@@ -122,7 +122,7 @@ def test_report_counts_rows_and_records_the_choice():
 
 
 def test_at_most_the_asked_rows_of_a_task_are_used():
-    _, report = fit(Options(epochs=1, rows=20, holdout=0.5), clusters(60), tasks(60), seed=0)
+    _, report = MlpRouter.fit(Options(epochs=1, rows=20, holdout=0.5), clusters(60), tasks(60), seed=0)
     assert (report["train_rows"], report["holdout_rows"]) == (30, 30)
 
 
@@ -140,7 +140,7 @@ def test_held_out_rows_are_not_trained_on(monkeypatch):
         return forward(self, x)
 
     monkeypatch.setattr(MlpRouter, "forward", spy)
-    fit(Options(epochs=2, holdout=0.25), features, tasks(40), seed=0)
+    MlpRouter.fit(Options(epochs=2, holdout=0.25), features, tasks(40), seed=0)
     assert len(evaluated) == 30
     assert len(trained) == 90
     assert not trained & evaluated
@@ -151,7 +151,7 @@ def test_calibration_lowers_the_held_out_cross_entropy():
     # overlapping clusters and many epochs make an overconfident router, which a higher temperature mends
     features = clusters(80, spread=3.0)
     options = Options(epochs=40, lr=1e-2, batch_size=16, dropout=0.0, temperature=None)
-    router, report = fit(options, features, tasks(80), seed=0)
+    router, report = MlpRouter.fit(options, features, tasks(80), seed=0)
     (_, _), (held_x, held_y) = mlp._split(options, features)
     router.eval()
     with torch.inference_mode():
@@ -166,13 +166,13 @@ def test_calibration_lowers_the_held_out_cross_entropy():
 def test_rows_of_the_test_split_are_refused():
     leaky = [*tasks()[:2], task_of("c", 60, test=0)]
     with pytest.raises(UserError, match="nothing may be selected on test rows") as caught:
-        fit(Options(epochs=1), clusters(), leaky, seed=0)
+        MlpRouter.fit(Options(epochs=1), clusters(), leaky, seed=0)
     assert caught.value.key == "epoch of the router"
     assert "c" in caught.value.found
 
 
 def test_a_last_batch_of_one_row_is_left_out():
-    router, _ = fit(Options(epochs=1, batch_size=47), clusters(20), tasks(20), seed=0)
+    router, _ = MlpRouter.fit(Options(epochs=1, batch_size=47), clusters(20), tasks(20), seed=0)
     assert all(torch.isfinite(tensor).all() for tensor in router.state_dict().values())
 
 

@@ -135,23 +135,31 @@ class SequenceClassifierBackbone:
 
     @torch.inference_mode()
     def encode(
-        self, encoder: nn.Module, tokens: Tokens, batch_size: int, label: str, weights: Tensor | None = None
+        self,
+        encoder: nn.Module,
+        tokens: Tokens,
+        batch_size: int,
+        label: str,
+        weights: Tensor | None = None,
+        layer: int = -1,
     ) -> Features:
         """Features of every row, batched by length.
 
         Args:
             encoder: a static encoder, or a ``TwinMergedModel`` if ``weights`` are given.
             weights: each row's expert weights, (rows, T).
+            layer: whose states ``mean`` is taken of: -1 the last, 0 the embeddings.
         """
         encoder.to(self.device).eval()
         order, parts = tokens.by_length(), []
+        asked = {} if layer == -1 else {"output_hidden_states": True}
         with progress(label, len(order), "rows") as bar:
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
                 batch = self.tokenizer.pad([tokens.rows[row] for row in rows], return_tensors="pt").to(self.device)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                     chosen = {} if weights is None else {"weights": weights[rows].to(self.device)}
-                    parts.append(_pool(encoder(**batch, **chosen), batch["attention_mask"]))
+                    parts.append(_pool(encoder(**batch, **chosen, **asked), batch["attention_mask"], layer))
                 bar.advance(len(rows))
         back = torch.tensor(order).argsort()
         return {key: torch.cat([part[key] for part in parts])[back] for key in parts[0]}
@@ -234,10 +242,11 @@ class _Replay(nn.Module):
         )
 
 
-def _pool(output, mask: Tensor) -> Features:
-    states = output.last_hidden_state.float()
+def _pool(output, mask: Tensor, layer: int = -1) -> Features:
+    last = output.last_hidden_state.float()
+    states = last if layer == -1 else output.hidden_states[layer].float()
     real = mask.unsqueeze(-1).to(states.dtype)
-    features = {"first": states[:, 0], "mean": (states * real).sum(1) / real.sum(1)}
+    features = {"first": last[:, 0], "mean": (states * real).sum(1) / real.sum(1)}
     if getattr(output, "pooler_output", None) is not None:
         features["pooled"] = output.pooler_output.float()
     return {key: value.cpu() for key, value in features.items()}

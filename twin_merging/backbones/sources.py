@@ -49,6 +49,11 @@ def largest_rank(folder: Path) -> int | None:
     return max(ranks, default=None)
 
 
+def layers_of(folder: Path) -> int | None:
+    """The number of layers that the model's config.json names, if it does so in the usual way."""
+    return json.loads((folder / "config.json").read_text()).get("num_hidden_layers")
+
+
 def checkpoint_bytes(folder: Path) -> int:
     """Bytes of the checkpoint's weight files."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

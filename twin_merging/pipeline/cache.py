@@ -152,6 +152,8 @@ class Cache:
             with _held(self.root / "locks" / f"{stage.name}-{stage.key}.lock", stage):
                 if found := self._read(stage, folder, cached=True):
                     return found
+                for killed in folder.parent.glob(f".{stage.key}-*"):  # its process let go of the lock without cleaning up
+                    shutil.rmtree(killed, ignore_errors=True)
                 scratch = self.root / "unfinished" / f"{stage.name}-{stage.key}"
                 self._compute(stage, folder, scratch)
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -190,18 +192,17 @@ class Cache:
             manifest = json.loads((folder / MANIFEST).read_text())
             files = manifest["files"]
             damaged = [name for name, record in files.items() if (folder / name).stat().st_size != record["bytes"]]
+            seconds, peak_memory = manifest["seconds"], manifest["peak_memory"]
         except FileNotFoundError as error:
             if folder.exists():
                 log.warning("  %s is incomplete (%s is missing): computed again", folder, error.filename)
             return None
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             damaged = [MANIFEST]
         if damaged:
             log.warning("  %s is damaged (%s): computed again", folder, ", ".join(damaged))
             return None
-        return Artefact(
-            stage.name, stage.label, stage.key, folder, manifest["seconds"], manifest["peak_memory"], cached, files
-        )
+        return Artefact(stage.name, stage.label, stage.key, folder, seconds, peak_memory, cached, files)
 
 
 def _write_manifest(stage: Stage, folder: Path, cost: Any) -> None:

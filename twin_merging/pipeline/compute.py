@@ -15,7 +15,7 @@ from twin_merging import checkpoints, parameters
 from twin_merging.backbones.sequence_classifier import Features
 from twin_merging.backbones.sources import Source
 from twin_merging.checkpoints import Checkpoint
-from twin_merging.config import evaluations, finetunings, inferences, merge_methods, sparsifiers
+from twin_merging.config import evaluations, finetunings, inferences, merge_methods, routers, sparsifiers
 from twin_merging.errors import UserError, unknown
 from twin_merging.evaluation.heads import oracle_answers, routed_answers
 from twin_merging.evaluation.metrics import metrics
@@ -42,7 +42,6 @@ from twin_merging.pipeline.artefacts import (
 from twin_merging.pipeline.cache import Stage, upstream
 from twin_merging.pipeline.stages import Stages
 from twin_merging.progress import track
-from twin_merging.routers.mlp import MlpRouter, fit
 from twin_merging.routers.oracle import oracle_weights
 from twin_merging.sparsifiers.svd import Factors
 from twin_merging.tasks.base import TEST, VALIDATION, Task
@@ -179,7 +178,7 @@ def _own_validation(stages: Stages, index: int) -> dict[str, float]:
 
 
 def encoded(
-    stages: Stages, encoder: Stage, split: str, names: list[str], label: str, folder: Path, scratch: Path
+    stages: Stages, encoder: Stage, split: str, names: list[str], label: str, layer: int, folder: Path, scratch: Path
 ) -> None:
     """Features of one split of some tasks: ``TASK.first``, ``TASK.pooled``, ``TASK.mean``."""
     artefact, backbone = stages.get(encoder), backbone_of(stages)
@@ -190,7 +189,7 @@ def encoded(
     tensors: dict[str, Tensor] = {}
     for name in names:
         tokens = tokens_of(stages, task_of(stages, name), split)
-        features = backbone.encode(model, tokens, stages.run.evaluation.batch_size, f"{label}: {name}")
+        features = backbone.encode(model, tokens, stages.run.evaluation.batch_size, f"{label}: {name}", layer=layer)
         tensors |= {f"{name}.{key}": value for key, value in features.items()}
     checkpoints.save(tensors, folder / FEATURES)
 
@@ -199,7 +198,9 @@ def router(stages: Stages, folder: Path, scratch: Path) -> None:
     """Train the router on validation rows and record its accuracy on those held out."""
     tasks = tasks_of(stages)
     features = features_of(stages, stages.encoded_by_shared(VALIDATION), tasks)
-    trained, report = fit(stages.run.router, [features[task.name]["mean"] for task in tasks], tasks, stages.run.seed)
+    kind = routers[stages.run.router.name].load()
+    means = [features[task.name]["mean"] for task in tasks]
+    trained, report = kind.fit(stages.run.router, means, tasks, stages.run.seed)
     checkpoints.save(trained.state_dict(), folder / "router.safetensors")
     (folder / "router.json").write_text(json.dumps(report, indent=1))
 
@@ -228,7 +229,8 @@ def _test_weights(stages: Stages, tasks: list[Task]) -> dict[str, Tensor]:
         }
     features = features_of(stages, stages.encoded_by_shared(TEST), tasks)
     state = load_file(stages.get(stages.router).path("router.safetensors"))
-    trained = MlpRouter(stages.run.router, features[tasks[0].name]["mean"].shape[1], len(tasks))
+    kind = routers[stages.run.router.name].load()
+    trained = kind(stages.run.router, features[tasks[0].name]["mean"].shape[1], len(tasks))
     trained.load_state_dict(state)
     return {task.name: trained.weights(features[task.name]["mean"]) for task in tasks}
 

@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 
 from twin_merging import assets
-from twin_merging.backbones.sources import checkpoint_bytes, largest_rank
+from twin_merging.backbones.sources import checkpoint_bytes, largest_rank, layers_of
 from twin_merging.config import RunConfig
 from twin_merging.errors import UserError
 from twin_merging.pipeline.cache import Cache
-from twin_merging.pipeline.stages import ENCODER, Stages, check_rank
+from twin_merging.pipeline.stages import ENCODER, Stages, check_layer, check_rank
 
-TRAINING_COPIES = 4  # an expert, its best and its newest checkpoint with two optimizer states
+TRAINING_COPIES = 9  # the best, the last and the next checkpoint, each with two optimizer states
 
 
 def check_inputs(jobs: list[RunConfig]) -> None:
@@ -34,6 +34,7 @@ def check_inputs(jobs: list[RunConfig]) -> None:
             assets.fetch([asset for asset in needed if asset not in seen], stages.asset_folder)
             seen.update(needed)
         check_rank(run, largest_rank(stages.backbone_source.folder))
+        check_layer(run, layers_of(stages.backbone_source.folder))
         if stages.cache.find(stages.result) is None:
             _check_disk(stages)
             for stage in (*map(stages.data, stages.names), stages.base, *_imported(stages)):
@@ -52,7 +53,9 @@ def _check_parameters(stages: Stages) -> None:
     from twin_merging.checkpoints import Checkpoint
     from twin_merging.parameters import select
 
-    select(Checkpoint(stages.get(stages.base).path(ENCODER)), stages.run.parameters.include, stages.run.parameters.exclude)
+    select(
+        Checkpoint(stages.get(stages.base).path(ENCODER)), stages.run.parameters.include, stages.run.parameters.exclude
+    )
 
 
 def _check_writable(key: str, folder: Path) -> None:

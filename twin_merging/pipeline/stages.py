@@ -124,13 +124,14 @@ class Stages:
         inputs = (self.base, *self.experts, self.shared)
         return Stage("exclusive", describe(self.run.sparsifier), options, inputs, _by("exclusive", self))
 
-    def encoded(self, encoder: Stage, split: str, names: list[str], label: str) -> Stage:
-        """A static encoder's features of one split of some tasks."""
-        options = {"split": split, "precision": self.precision, "max_length": self.run.backbone.max_length}
+    def encoded(self, encoder: Stage, split: str, names: list[str], label: str, layer: int = -1) -> Stage:
+        """A static encoder's features of one split of some tasks; those for the router come from ``layer``."""
+        options = {
+            "split": split, "precision": self.precision, "max_length": self.run.backbone.max_length, "layer": layer,
+        }  # fmt: skip
         inputs = (encoder, *(self.data(name) for name in names))
-        return Stage(
-            "encode", f"{split} rows by {label}", options, inputs, _by("encoded", self, encoder, split, names, label)
-        )
+        load = _by("encoded", self, encoder, split, names, label, layer)
+        return Stage("encode", f"{split} rows by {label}", options, inputs, load)
 
     def encoded_by_expert(self, index: int) -> Stage:
         """An expert's features of its own test rows: the reference of normalized scores."""
@@ -139,7 +140,8 @@ class Stages:
 
     def encoded_by_shared(self, split: str) -> Stage:
         """The shared encoder's features of all tasks."""
-        return self.encoded(self.shared, split, self.names, f"the {self.shared.label} encoder")
+        layer = getattr(self.run.router, "layer", -1)
+        return self.encoded(self.shared, split, self.names, f"the {self.shared.label} encoder", layer)
 
     @cached_property
     def router(self) -> Stage:
@@ -222,6 +224,16 @@ def _by(function: str, *arguments: Any) -> Callable[[], Callable[[Path, Path], N
         return partial(getattr(module, function), *arguments)
 
     return load
+
+
+def check_layer(run: RunConfig, layers: int | None) -> None:
+    """Raise a UserError if ``router.layer`` is beyond the backbone's last."""
+    layer = getattr(run.router, "layer", -1)
+    if layers is not None and layer > layers:
+        raise UserError(
+            "this backbone has fewer layers", key="router.layer", found=layer, expected=f"-1 (the last) or 0 to {layers}",
+            nearest=str(layers),
+        )  # fmt: skip
 
 
 def check_rank(run: RunConfig, largest: int | None) -> None:

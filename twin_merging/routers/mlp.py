@@ -48,46 +48,48 @@ class MlpRouter(nn.Module):
         self.eval()
         return (self(features.float()) / self.temperature).softmax(-1)
 
+    @classmethod
+    def fit(
+        cls, options: Options, features: list[Tensor], tasks: list[Task], seed: int
+    ) -> tuple[MlpRouter, dict[str, Any]]:
+        """Train a router by cross-entropy on the identity of the task.
 
-def fit(options: Options, features: list[Tensor], tasks: list[Task], seed: int) -> tuple[MlpRouter, dict[str, Any]]:
-    """Train a router by cross-entropy on the identity of the task.
+        Args:
+            features: for each task, the shared expert's mean token states of its validation rows, (rows, d).
+            tasks: the tasks, in the order of the experts.
+            seed: of initialization, dropout and order.
 
-    Args:
-        features: for each task, the shared expert's mean token states of its validation rows, (rows, d).
-        tasks: the tasks, in the order of the experts.
-        seed: of initialization, dropout and order.
-
-    Returns:
-        The router of the best epoch, and plain JSON: its accuracy on the rows held out from training, its temperature,
-        its training rows, and the choices made.
-    """
-    torch.manual_seed(seed)
-    (x, y), (held_x, held_y) = _split(options, features)
-    router = MlpRouter(options, x.shape[1], len(tasks))
-    optimizer = torch.optim.Adam(router.parameters(), lr=options.lr)
-    by_epoch, states = {}, {}
-    for epoch in track(range(1, options.epochs + 1), "train the router", options.epochs, "epochs"):
-        router.train()
-        for rows in torch.randperm(len(x)).split(options.batch_size):
-            if len(rows) == 1:  # BatchNorm has no variance of one row
-                continue
-            optimizer.zero_grad()
-            F.cross_entropy(router(x[rows]), y[rows]).backward()
-            optimizer.step()
-        by_epoch[epoch] = _log_likelihood(router, held_x, held_y)
-        states[epoch] = {name: tensor.clone() for name, tensor in router.state_dict().items()}
-    choices = [choose("epoch of the router", by_epoch, tasks, VALIDATION)]
-    router.load_state_dict(states[choices[0]["chosen"]])
-    if options.temperature is None:
-        choices.append(_calibrate(router, held_x, held_y, tasks))
-    report = {
-        "holdout_accuracy": float((router.weights(held_x).argmax(-1) == held_y).float().mean()),
-        "temperature": float(router.temperature),
-        "train_rows": len(x),
-        "holdout_rows": len(held_x),
-        "choices": choices,
-    }
-    return router, report
+        Returns:
+            The router of the best epoch, and plain JSON: its accuracy on the rows held out from training, its temperature,
+            its training rows, and the choices made.
+        """
+        torch.manual_seed(seed)
+        (x, y), (held_x, held_y) = _split(options, features)
+        router = cls(options, x.shape[1], len(tasks))
+        optimizer = torch.optim.Adam(router.parameters(), lr=options.lr)
+        by_epoch, states = {}, {}
+        for epoch in track(range(1, options.epochs + 1), "train the router", options.epochs, "epochs"):
+            router.train()
+            for rows in torch.randperm(len(x)).split(options.batch_size):
+                if len(rows) == 1:  # BatchNorm has no variance of one row
+                    continue
+                optimizer.zero_grad()
+                F.cross_entropy(router(x[rows]), y[rows]).backward()
+                optimizer.step()
+            by_epoch[epoch] = _log_likelihood(router, held_x, held_y)
+            states[epoch] = {name: tensor.clone() for name, tensor in router.state_dict().items()}
+        choices = [choose("epoch of the router", by_epoch, tasks, VALIDATION)]
+        router.load_state_dict(states[choices[0]["chosen"]])
+        if options.temperature is None:
+            choices.append(_calibrate(router, held_x, held_y, tasks))
+        report = {
+            "holdout_accuracy": float((router.weights(held_x).argmax(-1) == held_y).float().mean()),
+            "temperature": float(router.temperature),
+            "train_rows": len(x),
+            "holdout_rows": len(held_x),
+            "choices": choices,
+        }
+        return router, report
 
 
 def _split(options: Options, features: list[Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
