@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,6 +31,9 @@ from twin_merging.progress import format_seconds
 
 log = logging.getLogger("twin_merging")
 MANIFEST = "manifest.json"
+OURS = re.compile(
+    r"[0-9a-f]{20}|\.[0-9a-f]{20}-.+|.+-[0-9a-f]{20}"
+)  # an artefact, one that is being written, its scratch
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,9 @@ class Cache:
             with _held(self.root / "locks" / f"{stage.name}-{stage.key}.lock", stage):
                 if found := self._read(stage, folder, cached=True):
                     return found
-                for killed in folder.parent.glob(f".{stage.key}-*"):  # its process let go of the lock without cleaning up
+                for killed in folder.parent.glob(
+                    f".{stage.key}-*"
+                ):  # its process let go of the lock without cleaning up
                     shutil.rmtree(killed, ignore_errors=True)
                 scratch = self.root / "unfinished" / f"{stage.name}-{stage.key}"
                 self._compute(stage, folder, scratch)
@@ -277,27 +283,30 @@ def listing(root: Path) -> list[tuple[str, int, int]]:
     """(stage, artefacts, bytes) of everything under a cache folder."""
     rows = []
     for stage in sorted(path for path in root.glob("*") if path.is_dir() and path.name != "locks"):
-        artefacts = [path for path in stage.iterdir() if path.is_dir()]
-        size = sum(file.stat().st_size for file in stage.rglob("*") if file.is_file())
-        rows.append((stage.name, len(artefacts), size))
+        artefacts = [path for path in stage.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        rows.append((stage.name, len(artefacts), _size(stage)))
     return rows
 
 
 def clean(root: Path) -> int:
-    """Remove every artefact, and return the bytes freed.
+    """Remove every artefact and what killed processes left, and return the bytes freed.
 
-    Artefacts that another process is computing right now are left alone.
+    Artefacts that another process is computing right now are left alone, and so is all that no cache made.
     """
     freed = 0
-    for manifest in root.glob(f"*/*/{MANIFEST}"):
-        freed += sum(file.stat().st_size for file in manifest.parent.rglob("*") if file.is_file())
-        shutil.rmtree(manifest.parent)
-    for folder in (root / "unfinished").glob("*"):
-        lock = FileLock(root / "locks" / f"{folder.name}.lock")
+    (root / "locks").mkdir(parents=True, exist_ok=True)
+    for folder in [path for path in root.glob("*/*") if path.is_dir() and OURS.fullmatch(path.name)]:
+        stage, _, key = (
+            folder.name.rpartition("-") if folder.parent.name == "unfinished" else (folder.parent.name, "", folder.name)
+        )
         try:
-            with lock.acquire(timeout=0):
-                freed += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            with FileLock(root / "locks" / f"{stage}-{key.lstrip('.').partition('-')[0]}.lock").acquire(timeout=0):
+                freed += _size(folder)
                 shutil.rmtree(folder)
         except Timeout:
             log.info("  %s is in use: left alone", folder)
     return freed
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
