@@ -51,7 +51,21 @@ def largest_rank(folder: Path) -> int | None:
 
 def layers_of(folder: Path) -> int | None:
     """The number of layers that the model's config.json names, if it does so in the usual way."""
-    return json.loads((folder / "config.json").read_text()).get("num_hidden_layers")
+    return read_config(folder).get("num_hidden_layers")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The model's config.json.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot be read ({error})", key=str(folder / "config.json"), expected="a model's configuration"
+        ) from error
 
 
 def checkpoint_bytes(folder: Path) -> int:
@@ -60,11 +74,15 @@ def checkpoint_bytes(folder: Path) -> int:
 
 
 def _shapes(file: Path) -> list[list[int]]:
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        if length > file.stat().st_size:
-            raise UserError("a damaged safetensors file", key=str(file), found=f"{file.stat().st_size} bytes")
-        header = json.loads(stream.read(length))
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(min(length, file.stat().st_size)))
+    except (struct.error, ValueError) as error:
+        found = f"{file.stat().st_size} bytes"
+        raise UserError(
+            "a damaged safetensors file", key=str(file), found=found, hint="fetch or copy it again"
+        ) from error
     return [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from twin_merging import checkpoints, parameters
 from twin_merging.backbones.sequence_classifier import Features
-from twin_merging.backbones.sources import Source
+from twin_merging.backbones.sources import Source, read_config
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import evaluations, finetunings, inferences, merge_methods, routers, sparsifiers
 from twin_merging.errors import UserError, unknown
@@ -85,7 +85,7 @@ def imported_expert(stages: Stages, name: str, source: Source, folder: Path, scr
 
     backbone, task = backbone_of(stages), task_of(stages, name)
     known = stages.get(stages.base).json("base.json")
-    found = json.loads((source.folder / "config.json").read_text()).get("model_type")
+    found = read_config(source.folder).get("model_type")
     if found != known["model_type"]:
         raise UserError(
             "an expert of another architecture than the base's", key=str(source.folder), found=found, expected=known["model_type"],
