@@ -1,13 +1,20 @@
-"""Run ``run.py`` as a user does: another process, its exit code, what it printed, and the files it left."""
+"""Run ``run.py`` as a user does: another process, its exit code, what it printed, and the files it left.
+
+``start`` starts ``python run.py``. ``run`` runs the same command line in a process that is forked from one which has
+imported torch and transformers already, since starting dozens of them anew would take minutes.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +22,12 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 240  # after which a command counts as hanging
+SETTINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}  # one thread adds up in one order
+HEAVY = ["torch", "scipy.stats", "sklearn.metrics", "transformers.trainer", "transformers.models.auto.modeling_auto",
+         "transformers.models.bert.modeling_bert", "pyarrow.parquet", "matplotlib.figure"]  # fmt: skip
+os.environ.update(SETTINGS)
+forks = multiprocessing.get_context("forkserver")
+forks.set_forkserver_preload(HEAVY)
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,6 @@ class Outcome:
     code: int
     out: str
     err: str
-    seconds: float
 
     @property
     def text(self) -> str:
@@ -36,33 +48,57 @@ class Outcome:
         return [line for line in self.text.splitlines() if all(word in line for word in words)]
 
 
-def start(
-    *arguments: object, folder: Path, env: dict[str, str] | None = None, program: list[str] | None = None
-) -> subprocess.Popen:
-    """Start ``run.py`` with ``folder`` as the current one. One thread, so that sums are added in one order."""
-    settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": ""}
+def start(*arguments: object, folder: Path, env: dict[str, str] | None = None) -> subprocess.Popen:
+    """Start ``python run.py`` with ``folder`` as the current one."""
     return subprocess.Popen(
-        [*(program or [sys.executable, str(ROOT / "run.py")]), *map(str, arguments)], cwd=folder, text=True,
-        env={**os.environ, **settings, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        [sys.executable, str(ROOT / "run.py"), *map(str, arguments)], cwd=folder, text=True,
+        env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen, began: float | None = None) -> Outcome:
+def finish(process: subprocess.Popen) -> Outcome:
     """Wait for a started command."""
     try:
         out, err = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         raise
-    return Outcome(process.returncode, out, err, time.monotonic() - (began or time.monotonic()))
+    return Outcome(process.returncode, out, err)
 
 
-def run(
-    *arguments: object, folder: Path, env: dict[str, str] | None = None, program: list[str] | None = None
-) -> Outcome:
-    """Run ``run.py`` to its end."""
-    began = time.monotonic()
-    return finish(start(*arguments, folder=folder, env=env, program=program), began)
+def run(*arguments: object, folder: Path, env: dict[str, str] | None = None) -> Outcome:
+    """Run a command line to its end, with ``folder`` as the current one."""
+    with tempfile.TemporaryDirectory() as place:
+        process = forks.Process(
+            target=_command, args=([str(argument) for argument in arguments], folder, Path(place), env or {})
+        )
+        process.start()
+        process.join(SECONDS)
+        if process.exitcode is None:
+            process.kill()
+        out, err = ((Path(place) / name).read_text() for name in ("out", "err"))
+    assert process.exitcode is not None, f"hangs: {arguments}\n{out}{err}"
+    return Outcome(process.exitcode, out, err)
+
+
+def _command(arguments: list[str], folder: Path, place: Path, env: dict[str, str]) -> None:
+    """What ``run.py`` does, in the forked process."""
+    os.environ.update(env)
+    os.chdir(folder)
+    for descriptor, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    sys.argv = [str(ROOT / "run.py"), *arguments]
+    from twin_merging.cli import main
+
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def succeed(*arguments: object, folder: Path, env: dict[str, str] | None = None) -> Outcome:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from commands import Outcome, succeed
+from commands import Outcome, finish, start
 
 METHODS = "pretrained,finetuned,weight_averaging,task_arithmetic,twin"
 SWEEP = ("-m", f"merge_method={METHODS}", "evaluation.heads=oracle,routed")
@@ -53,7 +53,8 @@ def small(bert: Path, data: Path) -> list[str]:
 def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """All five methods with both heads, from an empty cache."""
     folder = tmp_path_factory.mktemp("finished")
-    outcome = succeed(*SWEEP, *small, "hydra.sweep.dir=sweep", folder=folder)
+    outcome = finish(start(*SWEEP, *small, "hydra.sweep.dir=sweep", folder=folder))
+    assert outcome.code == 0, outcome.text
     return Finished(outcome, folder / "sweep", folder / "outputs/cache")
 
 
