@@ -82,6 +82,17 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_a_save_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
+    def break_off(tensors, path, **_):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", break_off)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.save(state(), tmp_path / "model.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_without_weights(tmp_path):
     with pytest.raises(UserError, match="no safetensors checkpoint") as caught:
         Checkpoint(tmp_path)
