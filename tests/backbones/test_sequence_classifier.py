@@ -188,6 +188,24 @@ def test_a_missing_head_matters_only_where_it_is_wanted(folders, tmp_path):
     assert backbone.load(copy, num_labels=5, new_head=True).classifier.out_features == 5
 
 
+def test_an_encoder_without_pooler_gets_the_same_one_every_time(folders, tmp_path):
+    def drop(tensors):
+        for name in [name for name in tensors if ".pooler." in name]:
+            del tensors[name]
+
+    copy = damaged(folders["bert"], tmp_path, drop)
+    backbone = backbone_of(copy)
+    states = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        states.append(backbone.load(copy, num_labels=5, new_head=True).state_dict())
+    encoder = [name for name in states[0] if name.startswith("bert.")]
+    assert any(".pooler." in name for name in encoder)
+    assert all(torch.equal(states[0][name], states[1][name]) for name in encoder)
+    assert states[0]["bert.pooler.dense.weight"].std() > 0.01
+    assert not torch.equal(states[0]["classifier.weight"], states[1]["classifier.weight"])  # heads follow the seed
+
+
 def test_a_tensor_of_another_shape_is_refused(folders, tmp_path):
     name = "bert.encoder.layer.0.attention.self.query.weight"
 

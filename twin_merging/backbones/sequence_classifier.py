@@ -197,7 +197,9 @@ class SequenceClassifierBackbone:
                 )
         missing = sorted(name for name in report["missing_keys"] if not new_head or name.startswith(prefix))
         # a bare encoder may come without the pooler that a classifier adds; only then is it initialized
-        missing = [name for name in missing if not (new_head and ".pooler." in name)]
+        poolers = [name for name in missing if new_head and ".pooler." in name]
+        _initialize_alike(model, poolers)
+        missing = [name for name in missing if name not in poolers]
         if missing:
             raise UserError("a tensor is missing", key=f"{source}: {missing[0]}", found=f"{len(missing)} missing")
         for name, tensor in model.state_dict().items():
@@ -250,6 +252,15 @@ def _pool(output, mask: Tensor, layer: int = -1) -> Features:
     if getattr(output, "pooler_output", None) is not None:
         features["pooled"] = output.pooler_output.float()
     return {key: value.cpu() for key, value in features.items()}
+
+
+def _initialize_alike(model: nn.Module, names: Sequence[str]) -> None:
+    """Give parameters that a checkpoint lacks the same values every time, since θ₀ must be one encoder for all experts."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for name in names:
+            parameter = model.get_parameter(name)
+            parameter.normal_(std=0.02) if parameter.dim() > 1 else parameter.zero_()
 
 
 def _first_line(error: Exception) -> str:
