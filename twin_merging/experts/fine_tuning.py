@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from twin_merging.evaluation.selection import choose
 from twin_merging.progress import Progress
 from twin_merging.tasks.base import TRAIN, VALIDATION, Task
 
-COMPLETE = "complete"  # the file that marks a checkpoint whose writing ended
+log = logging.getLogger("twin_merging")
+COMPLETE = "complete"  # the file that marks a checkpoint whose writing ended, with the sizes of its files
 PEFT_PREFIX = "base_model.model."  # what peft puts before a model's own parameter names
 
 
@@ -77,7 +79,10 @@ def train(
         optimizers=(_optimizer(model, options), None),
     )
     trainer.remove_callback(_printer())
-    trainer.train(resume_from_checkpoint=_usable_checkpoint(scratch))
+    checkpoint = _usable_checkpoint(scratch)
+    if checkpoint is not None:
+        log.info("  fine-tune %s goes on from step %s", task.name, checkpoint.rpartition("-")[2])
+    trainer.train(resume_from_checkpoint=checkpoint)
     by_epoch = {int(row["epoch"]): row["eval_score"] for row in trainer.state.log_history if "eval_score" in row}
     choice = choose(f"epoch of {task.name}", by_epoch, task, VALIDATION)
     return {"choice": choice, "train_tokens": sum(len(row["input_ids"]) for row in rows) * options.epochs}
@@ -129,12 +134,24 @@ def _optimizer(model: Any, options: FullFineTuning) -> torch.optim.Optimizer:
 
 
 def _usable_checkpoint(scratch: Path) -> str | None:
-    """The newest checkpoint that was written to its end; a torn one is removed."""
+    """The newest whole checkpoint; one that is not is removed."""
     while (newest := get_last_checkpoint(str(scratch)) if scratch.is_dir() else None) is not None:
-        if (Path(newest) / COMPLETE).is_file():
+        if _is_whole(Path(newest)):
             return newest
         shutil.rmtree(newest)
     return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether its writing ended and its removal had not begun, and the same of the best checkpoint that it names."""
+    try:
+        sizes = json.loads((checkpoint / COMPLETE).read_text())
+        if any((checkpoint / name).stat().st_size != size for name, size in sizes.items()):
+            return False
+        best = json.loads((checkpoint / "trainer_state.json").read_text())["best_model_checkpoint"]
+    except (OSError, ValueError):
+        return False
+    return best is None or Path(best) == checkpoint or _is_whole(Path(best))
 
 
 def _printer() -> type[TrainerCallback]:
@@ -157,7 +174,11 @@ class _EtaCallback(TrainerCallback):
         self.bar.update(state.global_step)
 
     def on_save(self, args, state, control, **_):
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        sizes = {
+            str(path.relative_to(checkpoint)): path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()
+        }
+        (checkpoint / COMPLETE).write_text(json.dumps(sizes))
 
     def on_train_end(self, args, state, control, **_):
         self.bar.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,7 @@ def resolve_precision(name: str, device: str) -> str:
     return "bf16" if device.startswith("cuda") else "fp32"
 
 
+@lru_cache(maxsize=1)
 def package_versions() -> dict[str, str]:
     """The versions of the packages that results depend on."""
     found = {}
@@ -65,6 +67,7 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+@lru_cache(maxsize=1)
 def git_commit() -> str | None:
     """The project's commit, with ``-dirty`` where files differ from it; None outside a repository."""
     root = Path(__file__).resolve().parents[2]

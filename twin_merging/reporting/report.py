@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from twin_merging.errors import UserError
 from twin_merging.reporting.methods import join_seeds
-from twin_merging.reporting.results import collect, collect_failures
+from twin_merging.reporting.results import collect, collect_failures, job_folders
 from twin_merging.reporting.tables import Table, results_table, write_tables
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def report(folder: Path) -> Report:
         return Report(folder, (), tuple(failures), None)
     table = results_table(results)
     tables = write_tables(table, folder)
-    figures = _draw(results, folder / FIGURES)
+    figures = _draw(results, job_folders(folder), folder / FIGURES)
     return Report(folder, tuple(results), tuple(failures), table, tuple(tables), tuple(figures))
 
 
@@ -68,11 +69,23 @@ def print_report(report: Report, console: Console) -> None:
         console.print(Text(f"figures: {report.folder / FIGURES}: {count} as PNG and SVG"))
 
 
-def _draw(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
-    from twin_merging.reporting.figures import routing_heatmap, slug, task_bars
+def _draw(results: Sequence[dict[str, Any]], jobs: Sequence[Path], folder: Path) -> list[Path]:
+    from twin_merging.reporting.figures import slug, task_bars
 
     paths = task_bars(results, folder)
     routed = {method.label: method for method in reversed(join_seeds(results)) if method.results[0]["routing"]}
     for label in reversed(routed):  # oracle and routed heads of one label share their router
-        paths += routing_heatmap(routed[label].results[0], folder, f"routing_{slug(label)}")
+        first = routed[label].results[0]
+        job = next(job for job, result in zip(jobs, results, strict=True) if result is first)
+        paths += _heatmap_of(job, first, folder, f"routing_{slug(label)}")
     return paths
+
+
+def _heatmap_of(job: Path, result: dict[str, Any], folder: Path, name: str) -> list[Path]:
+    """The heat map that the job drew for its tracker, copied; drawn if there is none."""
+    from twin_merging.reporting.figures import routing_heatmap
+
+    drawn = [job / f"routing{suffix}" for suffix in (".png", ".svg")]
+    if not all(path.is_file() for path in drawn):
+        return routing_heatmap(result, folder, name)
+    return [Path(shutil.copyfile(path, folder / f"{name}{path.suffix}")) for path in drawn]

@@ -81,7 +81,12 @@ def read(folder: Path) -> dict[str, Any]:
 
 def collect(folder: Path) -> list[dict[str, Any]]:
     """All results of a job's folder or of a multirun folder, in the order of the jobs (2 before 10)."""
-    return [read(path.parent) for path in _found(folder, RESULTS)]
+    return [read(job) for job in job_folders(folder)]
+
+
+def job_folders(folder: Path) -> list[Path]:
+    """The folders with results that ``collect`` reads, in its order."""
+    return [path.parent for path in _found(folder, RESULTS)]
 
 
 def collect_failures(folder: Path) -> list[dict[str, Any]]:
