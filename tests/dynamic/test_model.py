@@ -84,13 +84,10 @@ def test_equals_a_model_of_its_own_for_each_example(architecture, kind, dtype, t
     torch.testing.assert_close(fast.double(), slow, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("architecture", list(CONFIGS))
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
 def test_the_pooler_is_routed_too(architecture):
     encoder = encoder_of(architecture)
     exclusive, weights, (ids, mask) = random_exclusive(encoder, "mixed"), random_weights(), batch()
-    if not hasattr(encoder, "pooler"):
-        assert architecture in ("electra", "distilbert")
-        return
     wanted = []
     for example in range(B):
         state = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
