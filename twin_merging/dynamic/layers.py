@@ -96,6 +96,11 @@ class RoutedEmbedding(nn.Module):
         rows = self.dense[:, ids]  # (T, B or 1, S, n)
         return y + torch.einsum("bt,tbsn->bsn", weights, rows.expand(-1, len(weights), -1, -1))
 
+    @property
+    def weight(self) -> Tensor:
+        """Refused: an architecture that reads the whole matrix would read one that no example has."""
+        raise _not_routable(self, "its whole matrix is read", "ids of one row an example")
+
 
 class RoutedLayerNorm(nn.Module):
     """Layer norm over the last dimension with γ_s + Σ_t w_t δγ_t and β_s + Σ_t w_t δβ_t."""
@@ -158,11 +163,15 @@ def route(encoder: nn.Module, deltas: Mapping[str, Delta], mixture: Mixture) -> 
 def _check_batch(layer: nn.Module, x: Tensor, examples: int) -> None:
     """Refuse an input whose rows are not the examples, such as relative positions, which have no weights of their own."""
     if len(x) != examples:
-        raise UserError(
-            "this module's input is not one row an example, so it cannot be routed", key=str(layer.path),
-            found=list(x.shape), expected=f"[{examples}, ...]",
-            hint=f"leave it out of the merge: parameters.exclude=['{str(layer.path).partition('.')[2]}.*']",
-        )  # fmt: skip
+        raise _not_routable(layer, f"an input of {list(x.shape)}", f"[{examples}, ...]: one row an example")
+
+
+def _not_routable(layer: nn.Module, found: str, expected: str) -> UserError:
+    path = str(layer.path)
+    return UserError(
+        "this module cannot be routed", key=path, found=found, expected=expected,
+        hint=f"leave it out of the merge: parameters.exclude=['{path.partition('.')[2]}.*']",
+    )  # fmt: skip
 
 
 def _mixed(shared: Tensor, deltas: Tensor | None, weights: Tensor, like: Tensor) -> Tensor:
