@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -56,13 +54,3 @@ def test_a_disk_that_fills_up_in_the_middle_loses_nothing_that_was_finished(smal
         assert len(again.lines("  expert ", "computed in")) == 3 - len({name.split("/")[0] for name in kept})
         assert kept.items() <= snapshot(disk / "cache/expert").items()
         assert results(tmp_path / "again")["finetuned", "oracle"]["average_normalized"] == 100
-
-
-def test_a_user_who_interrupts_is_told_that_nothing_is_lost(small: list[str], tmp_path: Path):
-    process = start("merge_method=finetuned", *small, folder=tmp_path)
-    assert wait_until(lambda: any(tmp_path.glob("outputs/cache/unfinished/expert-*")), process)
-    os.kill(process.pid, signal.SIGINT)
-    outcome = finish(process)
-    assert outcome.code == 130, outcome.text
-    assert "goes on from there" in outcome.err
-    assert "Traceback" not in outcome.text, outcome.text

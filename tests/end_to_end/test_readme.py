@@ -1,0 +1,70 @@
+"""The README's commands, run as they are written but on a few rows, and its example method, as it is written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import ROOT, results, succeed
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for language, block in BLOCKS
+    if language == "bash"
+    for line in block.splitlines()
+    if line.startswith("python run.py")
+]
+FEW = ("tasks.limit=24", "finetune.epochs=1", "router.epochs=1")
+LOOKS = ("--help", "--cfg", "cache=")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def start_folder(data: Path, need_asset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the commands start: the example method, two tasks a and b below DIR, and an empty cache."""
+    need_asset("minilm")
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "my_method.py").write_text(next(block for language, block in BLOCKS if language == "python"))
+    source = data / "text"
+    for name, original in zip("ab", sorted(source.iterdir()), strict=False):
+        shutil.copytree(original, folder / "DIR/text" / name)
+    return folder
+
+
+def has_experts(folder: Path) -> None:
+    """``checkpoints/TASK`` as Hugging Face folders, taken from the cache of the commands before."""
+    for record in (folder / "outputs/cache/expert").glob("*/expert.json"):
+        task = re.search(r'"task": "(\w+)"', record.read_text()).group(1)  # type: ignore[union-attr]
+        shutil.copytree(record.parent, folder / "checkpoints" / task, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.removeprefix("python run.py")[:60].strip())
+def test_a_command_of_the_readme_runs(command: str, start_folder: Path):
+    arguments = shlex.split(command)[2:]
+    if any(look in argument for look in LOOKS for argument in arguments):
+        succeed(*arguments, folder=start_folder)
+        return
+    if any("experts.source" in argument for argument in arguments):
+        has_experts(start_folder)
+    before = set(start_folder.rglob("results.json"))
+    succeed(*arguments, *FEW, folder=start_folder)
+    assert set(start_folder.rglob("results.json")) > before
+
+
+def test_the_example_method_is_as_short_as_it_says_and_gives_scores(start_folder: Path):
+    code = (start_folder / "my_method.py").read_text()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    succeed("+exp=quickstart", "plugins=[my_method]", "merge_method=median", *FEW, folder=start_folder)
+    assert ("median", "oracle") in results(start_folder)
+
+
+def test_every_option_of_the_table_exists():
+    for option in re.findall(r"`(pretrained|finetuned|weight_averaging|task_arithmetic|twin)`", README):
+        assert (ROOT / f"configs/merge_method/{option}.yaml").is_file()
+    assert len(COMMANDS) >= 8
