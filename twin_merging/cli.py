@@ -59,6 +59,7 @@ def _main(arguments: list[str]) -> int:
 
 
 def _run(launch: Any, flags: list[str]) -> int:
+    from twin_merging.pipeline.cache import full_disk_explained
     from twin_merging.pipeline.preflight import check_inputs
     from twin_merging.pipeline.runner import configure_logging
 
@@ -68,8 +69,9 @@ def _run(launch: Any, flags: list[str]) -> int:
         raise UserError("this folder has results already and they are never overwritten", key=key, found=launch.folder)
     _describe(launch)
     check_inputs(launch.jobs)
-    _hydra([*flags, *(["--multirun"] if launch.multirun else [])], launch.overrides)
-    return _report(launch)
+    with full_disk_explained(launch.folder, "paths.outputs"):
+        _hydra([*flags, *(["--multirun"] if launch.multirun else [])], launch.overrides)
+        return _report(launch)
 
 
 def _hydra(flags: list[str], overrides: list[str]) -> int:

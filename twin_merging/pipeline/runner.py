@@ -48,11 +48,14 @@ def run_job(cfg: DictConfig) -> None:
         message = str(error) if kind == "user" else f"{type(error).__name__}: {error}"
         log.error("failed: %s", message)
         trace = traceback.format_exc()
-        with (folder / "run.log").open("a") as file:
-            file.write(trace)
         if os.environ.get(FULL_ERROR):
             log.error(trace)
-        write_failure(folder, label=label, kind=kind, message=message, log=str(folder / "run.log"))
+        try:
+            with (folder / "run.log").open("a") as file:
+                file.write(trace)
+            write_failure(folder, label=label, kind=kind, message=message, log=str(folder / "run.log"))
+        except OSError as unwritable:  # a full disk, on which the other jobs could not write their results either
+            raise UserError(message) from unwritable
     finally:
         log.removeHandler(to_file)
         to_file.close()
@@ -81,6 +84,7 @@ def execute(run: RunConfig, folder: Path, overrides: list[str]) -> str:
 
 def configure_logging() -> None:
     """Messages to standard output, once a process, as a launcher's workers start without any handler."""
+    logging.raiseExceptions = False  # a log on a full disk is no second error: the first one is told
     log.setLevel(logging.INFO)
     log.propagate = False
     if not any(isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout for handler in log.handlers):
