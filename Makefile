@@ -4,6 +4,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
+WORKERS ?= 2
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup quickstart test lint format assets clean
@@ -24,7 +25,7 @@ quickstart: setup  ## Fine-tune, merge, route and score five tasks on this machi
 	$(BIN)/python run.py +exp=quickstart
 
 test: setup  ## Run all tests with their coverage
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered
 
 lint: setup  ## Check style and types
 	$(BIN)/ruff check .

@@ -7,7 +7,6 @@ are. Its base model is the encoder, which merges; everything else is the head, w
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,10 +16,10 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions as EncoderOutput
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from twin_merging import checkpoints
+from twin_merging.backbones.features import Features, Head, pool
 from twin_merging.config import SequenceClassifier
 from twin_merging.errors import UserError
 from twin_merging.progress import progress
@@ -30,10 +29,6 @@ transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
-
-Features = dict[str, Tensor]
-"""Per row, float32: ``first`` (the first token's last state), ``pooled`` (where the encoder has a pooler), ``mean`` (the
-mean of the last states over real tokens, which the router reads). Each (rows, hidden)."""
 
 
 @dataclass
@@ -89,7 +84,7 @@ class SequenceClassifierBackbone:
         Args:
             source: a Hugging Face model folder.
             num_labels: the head's outputs.
-            new_head: initialize the head, because the folder holds none that is wanted.
+            new_head: draw the head anew; the folder's own, if it has one, is not wanted.
 
         Raises:
             UserError: if the folder's weights are damaged, lack a tensor, or are of another shape.
@@ -104,6 +99,8 @@ class SequenceClassifierBackbone:
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise UserError(f"cannot be loaded ({_first_line(error)})", key=str(source)) from error
         self._check_report(model, report, source, new_head)
+        if new_head:
+            self._draw_head(model, report)
         return model.to(self.device)
 
     def new_expert(self, task: Task) -> PreTrainedModel:
@@ -159,7 +156,7 @@ class SequenceClassifierBackbone:
                 batch = self.tokenizer.pad([tokens.rows[row] for row in rows], return_tensors="pt").to(self.device)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                     chosen = {} if weights is None else {"weights": weights[rows].to(self.device)}
-                    parts.append(_pool(encoder(**batch, **chosen, **asked), batch["attention_mask"], layer))
+                    parts.append(pool(encoder(**batch, **chosen, **asked), batch["attention_mask"], layer))
                 bar.advance(len(rows))
         back = torch.tensor(order).argsort()
         return {key: torch.cat([part[key] for part in parts])[back] for key in parts[0]}
@@ -175,7 +172,7 @@ class SequenceClassifierBackbone:
         )
         with torch.inference_mode():
             model.eval()
-            features = _pool(self.encoder(model)(**batch), batch["attention_mask"])
+            features = pool(self.encoder(model)(**batch), batch["attention_mask"])
             head = self.head(self.head_state(model), int(model.config.num_labels or 0))
             difference = (head(features) - model(**batch).logits.cpu()).abs().max().item()
         if difference > 1e-4:
@@ -187,6 +184,16 @@ class SequenceClassifierBackbone:
     def _attention(self) -> dict[str, str]:
         """On a CPU the fused attention's backward pass takes several times as long as the plain one's."""
         return {"attn_implementation": "eager"} if self.device.type == "cpu" else {}
+
+    def _draw_head(self, model: PreTrainedModel, report: dict) -> None:
+        """Replace a head that the folder happened to hold by a newly drawn one."""
+        head = self.head_state(model)
+        if set(head) <= {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}:
+            return
+        drawn = AutoModelForSequenceClassification.from_config(
+            model.config, trust_remote_code=self.options.trust_remote_code
+        )
+        model.load_state_dict({name: drawn.state_dict()[name] for name in head}, strict=False)
 
     def _check_report(self, model: PreTrainedModel, report: dict, source: Path, new_head: bool) -> None:
         prefix = model.base_model_prefix + "."
@@ -204,54 +211,6 @@ class SequenceClassifierBackbone:
             raise UserError("a tensor is missing", key=f"{source}: {missing[0]}", found=f"{len(missing)} missing")
         for name, tensor in model.state_dict().items():
             checkpoints.check_finite(tensor, f"{source}: {name}")
-
-
-class Head(nn.Module):
-    """One task's head: features in, logits out. The architecture's own code runs, its encoder replaced by a replay."""
-
-    def __init__(self, folder: Path, state: Mapping[str, Tensor], num_labels: int, trust_remote_code: bool):
-        super().__init__()
-        config = AutoConfig.from_pretrained(folder, num_labels=num_labels, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
-            self.model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
-        self._replay = _Replay()
-        setattr(self.model, self.model.base_model_prefix, self._replay)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.model.load_state_dict(dict(state), assign=True)
-        self.eval()
-
-    @torch.inference_mode()
-    def forward(self, features: Features) -> Tensor:
-        """Logits, float32: (rows, num_labels)."""
-        device = next(self.parameters()).device
-        self._replay.features = {key: value.to(device) for key, value in features.items()}
-        return (
-            self.model(input_ids=torch.zeros(len(features["first"]), 1, dtype=torch.long, device=device))
-            .logits.float()
-            .cpu()
-        )
-
-
-class _Replay(nn.Module):
-    """Stands in for the encoder and returns features that it computed before."""
-
-    features: Features
-
-    def forward(self, *_, **__) -> EncoderOutput:
-        return EncoderOutput(
-            last_hidden_state=self.features["first"].unsqueeze(1), pooler_output=self.features.get("pooled")
-        )
-
-
-def _pool(output, mask: Tensor, layer: int = -1) -> Features:
-    last = output.last_hidden_state.float()
-    states = last if layer == -1 else output.hidden_states[layer].float()
-    real = mask.unsqueeze(-1).to(states.dtype)
-    features = {"first": last[:, 0], "mean": (states * real).sum(1) / real.sum(1)}
-    if getattr(output, "pooler_output", None) is not None:
-        features["pooled"] = output.pooler_output.float()
-    return {key: value.cpu() for key, value in features.items()}
 
 
 def _initialize_alike(model: nn.Module, names: Sequence[str]) -> None:

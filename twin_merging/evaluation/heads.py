@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from twin_merging.backbones.sequence_classifier import Features, Head
+from twin_merging.backbones.features import Features, Head
 from twin_merging.evaluation.metrics import NO_ANSWER
 from twin_merging.tasks.base import Task
 

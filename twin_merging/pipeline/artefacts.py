@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from twin_merging import checkpoints
-from twin_merging.backbones.sequence_classifier import Features, Head, SequenceClassifierBackbone, Tokens
+from twin_merging.backbones.features import Features, Head
+from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone, Tokens
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import backbones
 from twin_merging.pipeline.cache import Stage

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from twin_merging import checkpoints, parameters
-from twin_merging.backbones.sequence_classifier import Features
+from twin_merging.backbones.features import Features
 from twin_merging.backbones.sources import Source, read_config
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import evaluations, finetunings, inferences, merge_methods, routers, sparsifiers
