@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import WORDS, save_model
+from transformers import AutoConfig
 
 from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone
 from twin_merging.config import SequenceClassifier
@@ -168,6 +169,18 @@ def test_a_new_head_fits_the_task_and_the_encoder_is_the_published_one(folders):
         for name, tensor in backbone.encoder(model).state_dict().items():
             if f"roberta.{name}" in published:
                 assert torch.equal(tensor, published[f"roberta.{name}"])
+
+
+def test_a_head_that_the_folder_holds_is_not_taken_for_a_new_one(folders):
+    backbone = backbone_of(folders["roberta"])
+    published = backbone.load(folders["roberta"], AutoConfig.from_pretrained(folders["roberta"]).num_labels)
+    torch.manual_seed(1)
+    drawn = backbone.load(folders["roberta"], published.config.num_labels, new_head=True)
+    for name, tensor in backbone.head_state(published).items():
+        if name.endswith("weight"):
+            assert not torch.equal(backbone.head_state(drawn)[name], tensor), name
+    for name, tensor in backbone.encoder(published).state_dict().items():
+        assert torch.equal(backbone.encoder(drawn).state_dict()[name], tensor), name
 
 
 def test_a_missing_tensor_is_named(folders, tmp_path):
