@@ -12,7 +12,8 @@ import pytest
 
 from twin_merging.errors import UserError
 from twin_merging.pipeline import cache as module
-from twin_merging.pipeline.cache import Cache, Stage, clean, listing, upstream
+from twin_merging.pipeline.cache import Cache, clean, listing
+from twin_merging.pipeline.stage import Stage, upstream
 
 
 class Work:

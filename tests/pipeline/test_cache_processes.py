@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from twin_merging.errors import UserError
-from twin_merging.pipeline.cache import Cache, Stage, clean
+from twin_merging.pipeline.cache import Cache, clean
+from twin_merging.pipeline.stage import Stage
 
 PROGRAM = """
 import logging, sys, time
 from pathlib import Path
-from twin_merging.pipeline.cache import Cache, Stage
+from twin_merging.pipeline.cache import Cache
+from twin_merging.pipeline.stage import Stage
 
 root, runs, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)

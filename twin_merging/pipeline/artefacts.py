@@ -8,18 +8,20 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from twin_merging import checkpoints
 from twin_merging.backbones.features import Features, Head
 from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone, Tokens
 from twin_merging.checkpoints import Checkpoint
-from twin_merging.config import backbones
-from twin_merging.pipeline.cache import Stage
+from twin_merging.config import backbones, routers
 from twin_merging.pipeline.environment import resolve_device
+from twin_merging.pipeline.stage import Stage
 from twin_merging.pipeline.stages import ENCODER, Stages
+from twin_merging.routers.oracle import oracle_weights
 from twin_merging.sparsifiers.svd import Factors
-from twin_merging.tasks.base import Task
+from twin_merging.tasks.base import TEST, Task
 
 FEATURES = "features.safetensors"
 
@@ -116,3 +118,17 @@ def exclusive_of(stages: Stages) -> dict[str, Factors | Tensor]:
     }
     whole = [name for name in stored if name.rpartition(".")[0] not in factored]
     return deltas | {name: stored[name] for name in whole}
+
+
+def routing_weights(stages: Stages, tasks: list[Task]) -> dict[str, Tensor]:
+    """w(x) of every test row, by task: (rows, T)."""
+    if not stages.routing:
+        return {
+            task.name: oracle_weights(index, len(task.splits[TEST]), len(tasks)) for index, task in enumerate(tasks)
+        }
+    features = features_of(stages, stages.encoded_by_shared(TEST), tasks)
+    state = load_file(stages.get(stages.router).path("router.safetensors"))
+    kind = routers[stages.run.router.name].load()
+    trained = kind(stages.run.router, features[tasks[0].name]["mean"].shape[1], len(tasks))
+    trained.load_state_dict(state)
+    return {task.name: trained.weights(features[task.name]["mean"]) for task in tasks}

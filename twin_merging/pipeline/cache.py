@@ -8,17 +8,15 @@ half-written and two processes compute it once.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from filelock import FileLock, Timeout
 from twin_merging.checksums import check_file, sha256_of
 from twin_merging.errors import UserError
 from twin_merging.measure import measured
+from twin_merging.pipeline.stage import Stage
 from twin_merging.progress import format_seconds
 
 log = logging.getLogger("twin_merging")
@@ -34,35 +33,6 @@ MANIFEST = "manifest.json"
 OURS = re.compile(
     r"[0-9a-f]{20}|\.[0-9a-f]{20}-.+|.+-[0-9a-f]{20}"
 )  # an artefact, one that is being written, its scratch
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A function from artefacts to an artefact.
-
-    Args:
-        name: what kind of work it is; also the folder that its artefacts lie in.
-        label: what it works on, for the user.
-        options: plain JSON of exactly what determines the outcome besides the inputs.
-        inputs: the stages whose artefacts it reads.
-        load: imports and returns the function that computes it, so that importing is neither done for what is cached
-            nor counted as the stage's time. The function writes the artefact's files into its first argument; its
-            second is a folder that outlives a killed process, for work that can be resumed.
-        version: raised whenever the stage's code changes what it computes.
-    """
-
-    name: str
-    label: str
-    options: Any
-    inputs: tuple[Stage, ...]
-    load: Callable[[], Callable[[Path, Path], None]] = field(compare=False, repr=False)
-    version: int = 1
-
-    @cached_property
-    def key(self) -> str:
-        """20 hex digits of the SHA-256 of everything that determines the artefact."""
-        identity = [self.name, self.version, self.options, [stage.key for stage in self.inputs]]
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
 
 
 @dataclass(frozen=True)
@@ -263,20 +233,6 @@ def _is_full_disk(error: BaseException) -> bool:
         return True
     text = str(error)
     return "No space left on device" in text or "os error 28" in text or "StorageFull" in text
-
-
-def upstream(stage: Stage) -> list[Stage]:
-    """A stage and all that it depends on, each once, inputs first."""
-    found: dict[str, Stage] = {}
-
-    def visit(current: Stage) -> None:
-        if current.key not in found:
-            for inner in current.inputs:
-                visit(inner)
-            found[current.key] = current
-
-    visit(stage)
-    return list(found.values())
 
 
 def listing(root: Path) -> list[tuple[str, int, int]]:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from twin_merging import checkpoints, parameters
-from twin_merging.backbones.features import Features
 from twin_merging.backbones.sources import Source, read_config
 from twin_merging.checkpoints import Checkpoint
-from twin_merging.config import evaluations, finetunings, inferences, merge_methods, routers, sparsifiers
+from twin_merging.config import finetunings, inferences, merge_methods, routers, sparsifiers
 from twin_merging.errors import UserError, unknown
-from twin_merging.evaluation.heads import oracle_answers, routed_answers
+from twin_merging.evaluation.heads import oracle_answers
 from twin_merging.evaluation.metrics import metrics
-from twin_merging.evaluation.scoring import REFERENCE, average_normalized, averages, normalized
+from twin_merging.evaluation.scoring import average_normalized, normalized
 from twin_merging.evaluation.selection import choose, refuse_test
 from twin_merging.merging.apply import merge, modularize
 from twin_merging.pipeline.artefacts import (
@@ -31,24 +28,20 @@ from twin_merging.pipeline.artefacts import (
     exclusive_of,
     expert_weights,
     features_of,
-    head_states,
     heads_of,
     read_all,
+    routing_weights,
     task_of,
     tasks_of,
     tokens_of,
     weights_at,
 )
-from twin_merging.pipeline.cache import Stage, upstream
+from twin_merging.pipeline.stage import Stage
 from twin_merging.pipeline.stages import Stages
 from twin_merging.progress import track
-from twin_merging.routers.oracle import oracle_weights
 from twin_merging.sparsifiers.svd import Factors
-from twin_merging.tasks.base import TEST, VALIDATION, Task
+from twin_merging.tasks.base import TEST, VALIDATION
 from twin_merging.tasks.splits import prepare
-
-BEFORE_MERGING = ("data", "base", "expert")
-
 
 # --- data, base, experts ----------------------------------------------------------------------------------------------
 
@@ -210,7 +203,7 @@ def dynamic(stages: Stages, folder: Path, scratch: Path) -> None:
     tasks, backbone = tasks_of(stages), backbone_of(stages)
     shared = encoder_with(stages, read_all(Checkpoint(stages.get(stages.shared).path(ENCODER))))
     model = inferences[stages.run.inference.name].load()(shared, exclusive_of(stages))
-    weights = _test_weights(stages, tasks)
+    weights = routing_weights(stages, tasks)
     tensors: dict[str, Tensor] = {}
     for task in tasks:
         tokens = tokens_of(stages, task, TEST)
@@ -219,127 +212,3 @@ def dynamic(stages: Stages, folder: Path, scratch: Path) -> None:
         )
         tensors |= {f"{task.name}.{key}": value for key, value in features.items()}
     checkpoints.save(tensors, folder / FEATURES)
-
-
-def _test_weights(stages: Stages, tasks: list[Task]) -> dict[str, Tensor]:
-    """w(x) of every test row, by task: (rows, T)."""
-    if not stages.routing:
-        return {
-            task.name: oracle_weights(index, len(task.splits[TEST]), len(tasks)) for index, task in enumerate(tasks)
-        }
-    features = features_of(stages, stages.encoded_by_shared(TEST), tasks)
-    state = load_file(stages.get(stages.router).path("router.safetensors"))
-    kind = routers[stages.run.router.name].load()
-    trained = kind(stages.run.router, features[tasks[0].name]["mean"].shape[1], len(tasks))
-    trained.load_state_dict(state)
-    return {task.name: trained.weights(features[task.name]["mean"]) for task in tasks}
-
-
-# --- the result -------------------------------------------------------------------------------------------------------
-
-
-def result(stages: Stages, folder: Path, scratch: Path) -> None:
-    """The part of results.json that does not depend on when and where the job ran."""
-    tasks, heads, run = tasks_of(stages), heads_of(stages), stages.run
-    features: dict[str, Features] = {}
-    for stage in stages.answered:
-        features |= features_of(
-            stages, stage, [task for task in tasks if stage.name != "encode" or task.name in _names_in(stages, stage)]
-        )
-    weights = _test_weights(stages, tasks) if stages.is_twin or run.evaluation.heads == "routed" else None
-    score, entries = evaluations[run.evaluation.name].load(), {}
-    for index, task in enumerate(tasks):
-        reference = features_of(stages, stages.encoded_by_expert(index), [task])[task.name]
-        if run.evaluation.heads == "oracle":
-            answers = oracle_answers(task, features[task.name], heads)
-        else:
-            assert weights is not None
-            answers = routed_answers(task, features[task.name], heads, weights[task.name].argmax(-1), tasks)
-        entries[task.name] = score(task, answers, oracle_answers(task, reference, heads))
-    record = {
-        **averages(entries), "reference": REFERENCE, "tasks": entries, "bytes_stored": _bytes_stored(stages), "choices": _choices(stages),
-        "routing": None if weights is None else _routing(stages, tasks, weights),
-        "data": {task.name: task.provenance for task in tasks}, "checkpoints": _checkpoint_hashes(stages),
-        **_costs(stages),
-    }  # fmt: skip
-    (folder / "result.json").write_text(json.dumps(record, indent=1))
-
-
-def _names_in(stages: Stages, stage: Stage) -> set[str]:
-    return {name.rpartition(".")[0] for name in Checkpoint(stages.get(stage).path(FEATURES))}
-
-
-def _bytes_stored(stages: Stages) -> int:
-    """Bytes of what answering needs: encoders (or the shared one and the factors), heads, and the router if it is used."""
-    head_bytes = sum(
-        tensor.nbytes for index in range(len(stages.names)) for tensor in head_states(stages)[index].values()
-    )
-    encoder_bytes = stages.get(stages.base).bytes(ENCODER)
-    total = head_bytes + encoder_bytes * (len(stages.names) if stages.method.name == "finetuned" else 1)
-    if stages.is_twin:
-        total += stages.get(stages.exclusive).bytes("exclusive.safetensors")
-    if stages.trains_router:
-        total += stages.get(stages.router).bytes("router.safetensors")
-    return total
-
-
-def _costs(stages: Stages) -> dict[str, Any]:
-    """Seconds and peak memory of every stage when it was computed, and the sum of those that come after the experts."""
-    used = [stages.get(stage) for stage in upstream(stages.result)[:-1]]
-    after = {
-        stage.key
-        for part in (*stages.answered, *stages.routing)
-        for stage in upstream(part)
-        if stage.name not in BEFORE_MERGING
-    }
-    counted = [artefact for artefact in used if artefact.key in after]
-    return {
-        "seconds": sum(artefact.seconds for artefact in counted),
-        "peak_memory": max(artefact.peak_memory for artefact in counted),
-        "stages": [
-            {
-                "name": artefact.stage,
-                "label": artefact.label,
-                "seconds": artefact.seconds,
-                "peak_memory": artefact.peak_memory,
-                "key": artefact.key,
-            }
-            for artefact in used
-        ],
-    }
-
-
-def _checkpoint_hashes(stages: Stages) -> dict[str, str]:
-    """SHA-256 of θ₀ and of each expert's weights."""
-    experts = {
-        f"expert {stage.label}": stages.get(stage).files[checkpoints.SINGLE]["sha256"] for stage in stages.experts
-    }
-    return {"base": stages.get(stages.base).files[ENCODER]["sha256"], **experts}
-
-
-def _choices(stages: Stages) -> list[dict[str, Any]]:
-    """Every choice that went into the result, with the split and the scores it was made on."""
-    choices = [
-        record["choice"]
-        for record in (stages.get(stage).json("expert.json") for stage in stages.experts)
-        if "choice" in record
-    ]
-    if stages.shared.name == "merge":
-        choices += stages.get(stages.shared).json("choices.json")
-    if stages.trains_router:
-        choices += stages.get(stages.router).json("router.json")["choices"]
-    return choices
-
-
-def _routing(stages: Stages, tasks: list[Task], weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """How test rows were routed: true task × top expert counts, true task × expert mean weights."""
-    report = stages.get(stages.router).json("router.json") if stages.trains_router else {}
-    top = [weights[task.name].argmax(-1).bincount(minlength=len(tasks)) for task in tasks]
-    right = sum(int(counts[index]) for index, counts in enumerate(top))
-    return {
-        "router": stages.run.router.name, "task_names": [task.name for task in tasks],
-        "accuracy": right / sum(int(counts.sum()) for counts in top),
-        "holdout_accuracy": report.get("holdout_accuracy"), "temperature": report.get("temperature"),
-        "train_rows": report.get("train_rows"), "confusion": [counts.tolist() for counts in top],
-        "mean_weights": [weights[task.name].mean(0).tolist() for task in tasks],
-    }  # fmt: skip

@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from twin_merging.config import RunConfig, trackers
 from twin_merging.errors import UserError
-from twin_merging.pipeline.cache import Cache, full_disk_explained, upstream
+from twin_merging.pipeline.cache import Cache, full_disk_explained
 from twin_merging.pipeline.environment import git_commit, package_versions
+from twin_merging.pipeline.stage import upstream
 from twin_merging.pipeline.stages import Stages
 from twin_merging.progress import format_seconds
 from twin_merging.registry import load_plugins

@@ -13,8 +13,9 @@ from twin_merging import assets
 from twin_merging.backbones.sources import Source, locate
 from twin_merging.config import RunConfig, finetunings, merge_methods, routers, sparsifiers, task_sources
 from twin_merging.errors import UserError, unknown
-from twin_merging.pipeline.cache import Artefact, Cache, Stage
+from twin_merging.pipeline.cache import Artefact, Cache
 from twin_merging.pipeline.environment import resolve_precision
+from twin_merging.pipeline.stage import Stage
 from twin_merging.tasks.base import TEST, VALIDATION
 from twin_merging.validation import to_plain
 
@@ -61,13 +62,13 @@ class Stages:
             "source": self.task_source.identity(name), "name": name, "rows": to_plain(self.run.tasks.rows),
             "limit": self.run.tasks.limit, "seed": self.run.tasks.split_seed,
         }  # fmt: skip
-        return Stage("data", name, options, (), _by("data", self, name))
+        return Stage("data", name, options, (), _by("compute", "data", self, name))
 
     @cached_property
     def base(self) -> Stage:
         """θ₀: the encoder before fine-tuning."""
         options = {"source": self.backbone_source.identity, "class": self.run.backbone.name}
-        return Stage("base", self.run.backbone.pretrained, options, (), _by("base", self))
+        return Stage("base", self.run.backbone.pretrained, options, (), _by("compute", "base", self))
 
     def expert(self, name: str) -> Stage:
         """θ_t and its head: fine-tuned here, or imported from ``experts.source``."""
@@ -76,13 +77,15 @@ class Stages:
             source = locate(where, None, self.asset_folder, "experts.source")
             inputs = (self.base, self.data(name))
             options: Any = {"source": source.identity}
-            return Stage("expert", f"{name} from {where}", options, inputs, _by("imported_expert", self, name, source))
+            return Stage(
+                "expert", f"{name} from {where}", options, inputs, _by("compute", "imported_expert", self, name, source)
+            )
         component = finetunings[self.run.finetune.name]
         options = {
             "finetune": to_plain(self.run.finetune), "code": component.code_hash(), "max_length": self.run.backbone.max_length,
             "precision": self.precision, "seed": self.run.seed,
         }  # fmt: skip
-        return Stage("expert", name, options, (self.base, self.data(name)), _by("expert", self, name))
+        return Stage("expert", name, options, (self.base, self.data(name)), _by("compute", "expert", self, name))
 
     @cached_property
     def experts(self) -> list[Stage]:
@@ -105,7 +108,7 @@ class Stages:
             inputs = (*inputs, *(self.data(name) for name in self.names))
         else:
             options["method"] = to_plain(replace(method, grid=None) if hasattr(method, "grid") else method)
-        return Stage("merge", method.name, options, inputs, _by("merged", self, method))
+        return Stage("merge", method.name, options, inputs, _by("compute", "merged", self, method))
 
     @cached_property
     def shared(self) -> Stage:
@@ -122,7 +125,7 @@ class Stages:
             "sparsifier": to_plain(self.run.sparsifier), "code": component.code_hash(), "parameters": to_plain(self.run.parameters),
         }  # fmt: skip
         inputs = (self.base, *self.experts, self.shared)
-        return Stage("exclusive", describe(self.run.sparsifier), options, inputs, _by("exclusive", self))
+        return Stage("exclusive", describe(self.run.sparsifier), options, inputs, _by("compute", "exclusive", self))
 
     def encoded(self, encoder: Stage, split: str, names: list[str], label: str, layer: int = -1) -> Stage:
         """A static encoder's features of one split of some tasks; those for the router come from ``layer``."""
@@ -130,7 +133,7 @@ class Stages:
             "split": split, "precision": self.precision, "max_length": self.run.backbone.max_length, "layer": layer,
         }  # fmt: skip
         inputs = (encoder, *(self.data(name) for name in names))
-        load = _by("encoded", self, encoder, split, names, label, layer)
+        load = _by("compute", "encoded", self, encoder, split, names, label, layer)
         return Stage("encode", f"{split} rows by {label}", options, inputs, load)
 
     def encoded_by_expert(self, index: int) -> Stage:
@@ -149,7 +152,7 @@ class Stages:
         component = routers[self.run.router.name]
         options = {"router": to_plain(self.run.router), "code": component.code_hash(), "seed": self.run.seed}
         inputs = (self.encoded_by_shared(VALIDATION), *(self.data(name) for name in self.names))
-        return Stage("router", self.run.router.name, options, inputs, _by("router", self))
+        return Stage("router", self.run.router.name, options, inputs, _by("compute", "router", self))
 
     @property
     def trains_router(self) -> bool:
@@ -169,7 +172,7 @@ class Stages:
             "max_length": self.run.backbone.max_length,
         }  # fmt: skip
         inputs = (self.shared, self.exclusive, *self.routing, *(self.data(name) for name in self.names))
-        return Stage("dynamic", "test rows, merged anew for each", options, inputs, _by("dynamic", self))
+        return Stage("dynamic", "test rows, merged anew for each", options, inputs, _by("compute", "dynamic", self))
 
     @property
     def answered(self) -> list[Stage]:
@@ -190,7 +193,9 @@ class Stages:
             "sparsifier": describe(self.run.sparsifier),
             "heads": self.run.evaluation.heads,
         }
-        return Stage("result", f"{self.label}, {self.run.evaluation.heads} heads", options, inputs, _by("result", self))
+        return Stage(
+            "result", f"{self.label}, {self.run.evaluation.heads} heads", options, inputs, _by("result", "result", self)
+        )
 
     @property
     def label(self) -> str:
@@ -216,12 +221,12 @@ def describe(sparsifier: Any) -> str:
     return " ".join([sparsifier.name, *settings])
 
 
-def _by(function: str, *arguments: Any) -> Callable[[], Callable[[Path, Path], None]]:
-    """A function of ``compute``, which is imported only when there is something to compute."""
+def _by(module: str, function: str, *arguments: Any) -> Callable[[], Callable[[Path, Path], None]]:
+    """A function of a module beside this one, which is imported only when there is something to compute."""
 
     def load() -> Callable[[Path, Path], None]:
-        module = importlib.import_module("twin_merging.pipeline.compute")
-        return partial(getattr(module, function), *arguments)
+        loaded = importlib.import_module(f"twin_merging.pipeline.{module}")
+        return partial(getattr(loaded, function), *arguments)
 
     return load
 

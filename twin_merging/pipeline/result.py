@@ -1,0 +1,138 @@
+"""The last stage: answers, scores, bytes, costs, routing, and every choice that led there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from twin_merging import checkpoints
+from twin_merging.backbones.features import Features
+from twin_merging.checkpoints import Checkpoint
+from twin_merging.config import evaluations
+from twin_merging.evaluation.heads import oracle_answers, routed_answers
+from twin_merging.evaluation.scoring import REFERENCE, averages
+from twin_merging.pipeline.artefacts import (
+    ENCODER,
+    FEATURES,
+    features_of,
+    head_states,
+    heads_of,
+    routing_weights,
+    tasks_of,
+)
+from twin_merging.pipeline.stage import Stage, upstream
+from twin_merging.pipeline.stages import Stages
+from twin_merging.tasks.base import Task
+
+BEFORE_MERGING = ("data", "base", "expert")
+
+
+def result(stages: Stages, folder: Path, scratch: Path) -> None:
+    """The part of results.json that does not depend on when and where the job ran."""
+    tasks, heads, run = tasks_of(stages), heads_of(stages), stages.run
+    features: dict[str, Features] = {}
+    for stage in stages.answered:
+        features |= features_of(
+            stages, stage, [task for task in tasks if stage.name != "encode" or task.name in _names_in(stages, stage)]
+        )
+    weights = routing_weights(stages, tasks) if stages.is_twin or run.evaluation.heads == "routed" else None
+    score, entries = evaluations[run.evaluation.name].load(), {}
+    for index, task in enumerate(tasks):
+        reference = features_of(stages, stages.encoded_by_expert(index), [task])[task.name]
+        if run.evaluation.heads == "oracle":
+            answers = oracle_answers(task, features[task.name], heads)
+        else:
+            assert weights is not None
+            answers = routed_answers(task, features[task.name], heads, weights[task.name].argmax(-1), tasks)
+        entries[task.name] = score(task, answers, oracle_answers(task, reference, heads))
+    record = {
+        **averages(entries), "reference": REFERENCE, "tasks": entries, "bytes_stored": _bytes_stored(stages), "choices": _choices(stages),
+        "routing": None if weights is None else _routing(stages, tasks, weights),
+        "data": {task.name: task.provenance for task in tasks}, "checkpoints": _checkpoint_hashes(stages),
+        **_costs(stages),
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(record, indent=1))
+
+
+def _names_in(stages: Stages, stage: Stage) -> set[str]:
+    return {name.rpartition(".")[0] for name in Checkpoint(stages.get(stage).path(FEATURES))}
+
+
+def _bytes_stored(stages: Stages) -> int:
+    """Bytes of what answering needs: encoders (or the shared one and the factors), heads, and the router if it is used."""
+    head_bytes = sum(
+        tensor.nbytes for index in range(len(stages.names)) for tensor in head_states(stages)[index].values()
+    )
+    encoder_bytes = stages.get(stages.base).bytes(ENCODER)
+    total = head_bytes + encoder_bytes * (len(stages.names) if stages.method.name == "finetuned" else 1)
+    if stages.is_twin:
+        total += stages.get(stages.exclusive).bytes("exclusive.safetensors")
+    if stages.trains_router:
+        total += stages.get(stages.router).bytes("router.safetensors")
+    return total
+
+
+def _costs(stages: Stages) -> dict[str, Any]:
+    """Seconds and peak memory of every stage when it was computed, and the sum of those that come after the experts."""
+    used = [stages.get(stage) for stage in upstream(stages.result)[:-1]]
+    after = {
+        stage.key
+        for part in (*stages.answered, *stages.routing)
+        for stage in upstream(part)
+        if stage.name not in BEFORE_MERGING
+    }
+    counted = [artefact for artefact in used if artefact.key in after]
+    return {
+        "seconds": sum(artefact.seconds for artefact in counted),
+        "peak_memory": max(artefact.peak_memory for artefact in counted),
+        "stages": [
+            {
+                "name": artefact.stage,
+                "label": artefact.label,
+                "seconds": artefact.seconds,
+                "peak_memory": artefact.peak_memory,
+                "key": artefact.key,
+            }
+            for artefact in used
+        ],
+    }
+
+
+def _checkpoint_hashes(stages: Stages) -> dict[str, str]:
+    """SHA-256 of θ₀ and of each expert's weights."""
+    experts = {
+        f"expert {stage.label}": stages.get(stage).files[checkpoints.SINGLE]["sha256"] for stage in stages.experts
+    }
+    return {"base": stages.get(stages.base).files[ENCODER]["sha256"], **experts}
+
+
+def _choices(stages: Stages) -> list[dict[str, Any]]:
+    """Every choice that went into the result, with the split and the scores it was made on."""
+    choices = [
+        record["choice"]
+        for record in (stages.get(stage).json("expert.json") for stage in stages.experts)
+        if "choice" in record
+    ]
+    if stages.shared.name == "merge":
+        choices += stages.get(stages.shared).json("choices.json")
+    if stages.trains_router:
+        choices += stages.get(stages.router).json("router.json")["choices"]
+    return choices
+
+
+def _routing(stages: Stages, tasks: list[Task], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """How test rows were routed: true task × top expert counts, true task × expert mean weights."""
+    report = stages.get(stages.router).json("router.json") if stages.trains_router else {}
+    top = [weights[task.name].argmax(-1).bincount(minlength=len(tasks)) for task in tasks]
+    right = sum(int(counts[index]) for index, counts in enumerate(top))
+    return {
+        "router": stages.run.router.name, "task_names": [task.name for task in tasks],
+        "accuracy": right / sum(int(counts.sum()) for counts in top),
+        "holdout_accuracy": report.get("holdout_accuracy"), "temperature": report.get("temperature"),
+        "train_rows": report.get("train_rows"), "confusion": [counts.tolist() for counts in top],
+        "mean_weights": [weights[task.name].mean(0).tolist() for task in tasks],
+    }  # fmt: skip
