@@ -75,6 +75,9 @@ class FullFineTuning:
     batch_size: int = option(64, "rows a step", low=1)
     weight_decay: float = option(0.01, "AdamW weight decay", low=0, high=1)
     warmup: float = option(0.06, "share of the steps that warm up", low=0, high=1)
+    backbone_dropout: float | None = option(
+        None, "dropout in the backbone while training; null: its own", low=0, high=1
+    )
     scheduler: str = option("linear", "learning-rate schedule", choices=("linear", "cosine", "constant_with_warmup"))
 
 

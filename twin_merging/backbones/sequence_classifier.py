@@ -16,7 +16,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from twin_merging import checkpoints
 from twin_merging.backbones.features import Features, Head, pool
@@ -78,13 +78,16 @@ class SequenceClassifierBackbone:
         encoded = self.tokenizer(*columns, truncation=True, max_length=self.options.max_length)
         return Tokens([{key: values[row] for key, values in encoded.items()} for row in range(len(texts))])
 
-    def load(self, source: Path, num_labels: int, regression: bool = False, new_head: bool = False) -> PreTrainedModel:
+    def load(
+        self, source: Path, num_labels: int, regression: bool = False, new_head: bool = False, **settings: float
+    ) -> PreTrainedModel:
         """Encoder and head from a folder, in float32.
 
         Args:
             source: a Hugging Face model folder.
             num_labels: the head's outputs.
             new_head: draw the head anew; the folder's own, if it has one, is not wanted.
+            settings: values of the model's config.json that are replaced.
 
         Raises:
             UserError: if the folder's weights are damaged, lack a tensor, or are of another shape.
@@ -94,7 +97,7 @@ class SequenceClassifierBackbone:
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 source, num_labels=num_labels, problem_type=problem, dtype=torch.float32, output_loading_info=True,
                 use_safetensors=True, ignore_mismatched_sizes=True, trust_remote_code=self.options.trust_remote_code,
-                **self._attention(),
+                **self._attention(), **settings,
             )  # fmt: skip
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise UserError(f"cannot be loaded ({_first_line(error)})", key=str(source)) from error
@@ -103,9 +106,15 @@ class SequenceClassifierBackbone:
             self._draw_head(model, report)
         return model.to(self.device)
 
-    def new_expert(self, task: Task) -> PreTrainedModel:
-        """θ₀ with a new head for ``task``, for fine-tuning."""
-        return self.load(self.folder, task.num_labels, task.kind == "regression", new_head=True)
+    def new_expert(self, task: Task, dropout: float | None = None) -> PreTrainedModel:
+        """θ₀ with a new head for ``task``, for fine-tuning; with every dropout probability as given, if one is."""
+        changed = {} if dropout is None else self._all_dropouts(dropout)
+        return self.load(self.folder, task.num_labels, task.kind == "regression", new_head=True, **changed)
+
+    def _all_dropouts(self, value: float) -> dict[str, float]:
+        """Architectures name these settings differently, but all of them dropout."""
+        settings = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.options.trust_remote_code).to_dict()
+        return {name: value for name, old in settings.items() if "dropout" in name and isinstance(old, float)}
 
     def encoder(self, model: PreTrainedModel) -> PreTrainedModel:
         """The part that merges."""

@@ -34,7 +34,7 @@ def full_fine_tuning(
         scratch: receives checkpoints; training goes on from the newest.
     """
     torch.manual_seed(seed)
-    model = backbone.new_expert(task)
+    model = backbone.new_expert(task, options.backbone_dropout)
     backbone.check_head_reads_first_token(model)
     history = train(backbone, model, task, options, seed, scratch)
     save_expert(backbone, model, task, history, folder)

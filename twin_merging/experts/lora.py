@@ -26,7 +26,7 @@ def lora_fine_tuning(
         UserError: if ``targets`` match no linear layer.
     """
     torch.manual_seed(seed)
-    model = backbone.new_expert(task)
+    model = backbone.new_expert(task, options.backbone_dropout)
     backbone.check_head_reads_first_token(model)
     heads = sorted({name.split(".")[0] for name in backbone.head_state(model)})
     config = LoraConfig(
