@@ -68,7 +68,9 @@ def routing_heatmap(result: dict[str, Any], folder: Path, name: str = "routing")
         _heatmap(right, shares, [_share_texts(*rows) for rows in zip(shares, counts, strict=True)], names)
         right.set(title="top expert: share and number of test rows")
         right.tick_params(labelleft=False)
-        facts = f"accuracy {100 * routing['accuracy']:.1f}%, temperature {routing['temperature']:.3g}"
+        facts = f"accuracy {100 * routing['accuracy']:.1f}%"
+        if routing["temperature"] is not None:  # an oracle has none
+            facts += f", temperature {routing['temperature']:.3g}"
         _head(figure, f"Router of {result['label']}, seed {result['seed']}: {facts}", result["offline_suite"])
         return _save(figure, folder, name)
 

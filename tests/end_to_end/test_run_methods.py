@@ -1,0 +1,77 @@
+"""Options of the methods, by run.py on the tiny tasks: each changes what it says and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from commands import results, succeed
+from conftest import Finished
+from safetensors.torch import load_file
+
+
+def only(folder: Path) -> dict:
+    """The result of the one job below ``folder``."""
+    (result,) = results(folder).values()
+    return result
+
+
+def test_perfect_routing_of_uncompressed_knowledge_gives_the_experts_back(reuse: list[str], tmp_path: Path):
+    succeed("merge_method=twin", "router=oracle", "sparsifier=none", *cut(reuse), folder=tmp_path)
+    result = only(tmp_path)
+    assert result["average_normalized"] == pytest.approx(100, abs=1e-3)
+    assert result["routing"]["accuracy"] == 1
+    assert result["routing"]["temperature"] is None
+    assert "oracle router" in result["label"]
+
+
+def cut(arguments: list[str]) -> list[str]:
+    """``arguments`` without those of the MLP router and of the SVD."""
+    return [argument for argument in arguments if not argument.startswith(("router.", "sparsifier."))]
+
+
+def test_scaling_from_a_grid_is_the_best_on_validation(reuse: list[str], finished: Finished, tmp_path: Path):
+    grid = [0.1, 0.5, 3.0]
+    succeed("merge_method=task_arithmetic", f"merge_method.grid={grid}", *reuse, folder=tmp_path)
+    result = only(tmp_path)
+    (choice,) = [choice for choice in result["choices"] if choice["what"] == "scaling"]
+    assert choice["split"] == "validation"
+    assert [float(value) for value in choice["scores"]] == grid
+    assert choice["scores"][str(choice["chosen"])] == max(choice["scores"].values())
+    fixed = results(finished.folder)["task_arithmetic", "oracle"]
+    assert (result["average_normalized"] == fixed["average_normalized"]) == (choice["chosen"] == 0.3)
+
+
+@pytest.mark.parametrize("setting", ["sparsifier.fraction=0.1", "sparsifier.budget=0.2", "sparsifier.rank=1"])
+def test_stronger_compression_stores_fewer_bytes(setting: str, reuse: list[str], finished: Finished, tmp_path: Path):
+    arguments = [argument for argument in reuse if not argument.startswith("sparsifier.")]
+    succeed("merge_method=twin", setting, *arguments, folder=tmp_path)
+    rank_4 = results(finished.folder)["twin", "oracle"]["bytes_stored"]
+    one = results(finished.folder)["pretrained", "oracle"]["bytes_stored"]
+    assert one < only(tmp_path)["bytes_stored"] < rank_4
+    assert setting.removeprefix("sparsifier.").replace("=", " ") in only(tmp_path)["label"]
+
+
+def test_another_shared_expert_and_a_calibrated_router(reuse: list[str], tmp_path: Path):
+    shared = "merge_method@merge_method.shared=weight_averaging"
+    succeed("merge_method=twin", shared, "router.temperature=null", "router.layer=0", *reuse, folder=tmp_path)
+    result = only(tmp_path)
+    assert "weight_averaging" in result["label"]
+    whats = {choice["what"]: choice for choice in result["choices"]}
+    assert whats["temperature of the router"]["split"] == "validation"
+    assert result["routing"]["temperature"] == pytest.approx(whats["temperature of the router"]["chosen"])
+    assert result["provenance"]["config"]["merge_method"]["shared"] == {"name": "weight_averaging"}
+
+
+def test_what_is_excluded_stays_as_before_fine_tuning(reuse: list[str], finished: Finished, tmp_path: Path):
+    known = set((finished.cache / "merge").iterdir())
+    succeed("merge_method=weight_averaging", "parameters.exclude=['.*bias.*']", *reuse, folder=tmp_path)
+    (new,) = set((finished.cache / "merge").iterdir()) - known
+    merged = load_file(new / "encoder.safetensors")
+    start = load_file(next((finished.cache / "base").glob("*/encoder.safetensors")))
+    same = {name for name in start if torch.equal(merged[name], start[name])}
+    biases = {name for name in start if "bias" in name}
+    assert biases
+    assert biases <= same
+    assert not {name for name in same - biases if "query.weight" in name}
