@@ -11,6 +11,12 @@ from twin_merging import assets
 from twin_merging.errors import UserError
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest files first, so that no worker is left alone with one of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Small real subsets of the benchmarks, which may lie beside the repository."""
