@@ -20,7 +20,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("python run.py")
 ]
-FEW = ("tasks.limit=24", "finetune.epochs=1", "router.epochs=1")
+FEW = ("tasks.limit=24", "finetune.epochs=1")
 LOOKS = ("--help", "--cfg", "cache=")
 pytestmark = pytest.mark.slow
 
