@@ -121,6 +121,18 @@ def test_two_fetches_at_once_download_once(index, folder: Path, monkeypatch: pyt
     assert assets.archive("words", folder).exists()
 
 
+def test_a_folder_that_pip_removes_while_progress_is_read_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def vanishing(_: Path, pattern: str):
+        yield tmp_path / pattern  # found, and gone before its size is asked for
+        raise FileNotFoundError(2, "a folder went away", "pip-download-x")
+
+    (tmp_path / "a.whl").write_bytes(b"12345")
+    assert pip_download._arrived("a.whl", tmp_path) == 5
+    monkeypatch.setattr(Path, "rglob", vanishing)
+    assert pip_download._arrived("a.whl", tmp_path) == 0
+    assert pip_download._arrived("b.whl", tmp_path) == 0
+
+
 @pytest.mark.parametrize(("damage", "says"), [("truncate", "bytes"), ("flip", "SHA-256")])
 def test_a_damaged_archive_is_refused(index, folder: Path, damage: str, says: str):
     path = assets.archive("words", folder)

@@ -69,14 +69,15 @@ def _watch(process: subprocess.Popen, file: str, size: int, folder: Path) -> Non
     """Show the growth of ``file``, wherever below ``folder`` pip keeps it, until the process ends."""
     with progress(file, size, "bytes") as bar:
         while process.poll() is None:
-            bar.update(max((_size(path) for path in folder.rglob(file)), default=0))
+            bar.update(max(bar.done, _arrived(file, folder)))
             time.sleep(POLL_SECONDS)
 
 
-def _size(path: Path) -> int:
+def _arrived(file: str, folder: Path) -> int:
+    """Bytes of ``file`` so far; 0 where pip moved it, or removed a folder, while this looked."""
     try:
-        return path.stat().st_size
-    except FileNotFoundError:  # pip moved it between being listed and being measured
+        return max((path.stat().st_size for path in folder.rglob(file)), default=0)
+    except FileNotFoundError:
         return 0
 
 
