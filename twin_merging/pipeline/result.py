@@ -64,9 +64,7 @@ def _names_in(stages: Stages, stage: Stage) -> set[str]:
 
 def _bytes_stored(stages: Stages) -> int:
     """Bytes of what answering needs: encoders (or the shared one and the factors), heads, and the router if it is used."""
-    head_bytes = sum(
-        tensor.nbytes for index in range(len(stages.names)) for tensor in head_states(stages)[index].values()
-    )
+    head_bytes = sum(tensor.nbytes for state in head_states(stages) for tensor in state.values())
     encoder_bytes = stages.get(stages.base).bytes(ENCODER)
     total = head_bytes + encoder_bytes * (len(stages.names) if stages.method.name == "finetuned" else 1)
     if stages.is_twin:

@@ -11,7 +11,17 @@ from typing import Any
 
 from twin_merging import assets
 from twin_merging.backbones.sources import Source, locate
-from twin_merging.config import RunConfig, finetunings, merge_methods, routers, sparsifiers, task_sources
+from twin_merging.config import (
+    RunConfig,
+    backbones,
+    evaluations,
+    finetunings,
+    inferences,
+    merge_methods,
+    routers,
+    sparsifiers,
+    task_sources,
+)
 from twin_merging.errors import UserError, unknown
 from twin_merging.pipeline.cache import Artefact, Cache
 from twin_merging.pipeline.environment import resolve_precision
@@ -59,7 +69,7 @@ class Stages:
     def data(self, name: str) -> Stage:
         """A task's three splits."""
         options = {
-            "source": self.task_source.identity(name), "name": name, "rows": to_plain(self.run.tasks.rows),
+            "source": self.task_source.identity(name), "code": task_sources[self.run.tasks.name].code_hash(), "name": name, "rows": to_plain(self.run.tasks.rows),
             "limit": self.run.tasks.limit, "seed": self.run.tasks.split_seed,
         }  # fmt: skip
         return Stage("data", name, options, (), _by("compute", "data", self, name))
@@ -67,7 +77,11 @@ class Stages:
     @cached_property
     def base(self) -> Stage:
         """θ₀: the encoder before fine-tuning."""
-        options = {"source": self.backbone_source.identity, "class": self.run.backbone.name}
+        options = {
+            "source": self.backbone_source.identity,
+            "class": self.run.backbone.name,
+            "code": backbones[self.run.backbone.name].code_hash(),
+        }
         return Stage("base", self.run.backbone.pretrained, options, (), _by("compute", "base", self))
 
     def expert(self, name: str) -> Stage:
@@ -168,7 +182,7 @@ class Stages:
     def dynamic(self) -> Stage:
         """Features of test rows under each row's own merged weights."""
         options = {
-            "inference": self.run.inference.name, "router": self.run.router.name, "precision": self.precision,
+            "inference": _determining(self.run.inference), "code": inferences[self.run.inference.name].code_hash(), "router": self.run.router.name, "precision": self.precision,
             "max_length": self.run.backbone.max_length,
         }  # fmt: skip
         inputs = (self.shared, self.exclusive, *self.routing, *(self.data(name) for name in self.names))
@@ -191,7 +205,8 @@ class Stages:
         options = {
             "method": to_plain(self.method),
             "sparsifier": describe(self.run.sparsifier),
-            "heads": self.run.evaluation.heads,
+            "evaluation": _determining(self.run.evaluation),
+            "code": evaluations[self.run.evaluation.name].code_hash(),
         }
         return Stage(
             "result", f"{self.label}, {self.run.evaluation.heads} heads", options, inputs, _by("result", "result", self)
@@ -219,6 +234,11 @@ def describe(sparsifier: Any) -> str:
         if key != "name" and isinstance(value, (int, float))
     ]
     return " ".join([sparsifier.name, *settings])
+
+
+def _determining(options: Any) -> dict[str, Any]:
+    """A component's options but for the batch size, which changes the speed and not the outcome."""
+    return {key: value for key, value in to_plain(options).items() if key != "batch_size"}
 
 
 def _by(module: str, function: str, *arguments: Any) -> Callable[[], Callable[[Path, Path], None]]:
