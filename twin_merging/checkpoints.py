@@ -32,7 +32,7 @@ class Checkpoint(Mapping[str, Tensor]):
     def __init__(self, path: Path, prefix: str = ""):
         self.path, self.prefix = path, prefix
         self._files = {}
-        for file in _files(path):
+        for file in weight_files(path):
             handle = _open(file)
             self._files.update({name[len(prefix) :]: handle for name in handle.keys() if name.startswith(prefix)})  # noqa: SIM118
 
@@ -89,12 +89,19 @@ def check(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor], what: str) 
 
 def check_finite(tensor: Tensor, what: str) -> None:
     """Raise a UserError that counts the NaN and infinite entries of ``tensor``, if there are any."""
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    if not tensor.is_floating_point() or torch.isfinite(tensor.sum(dtype=torch.float32)):
+        return  # one NaN or infinity and the sum is not finite; a sum can also be too large without any
+    if not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
         raise UserError("a tensor holds NaN or infinity", key=what, found=f"{bad} of {tensor.numel()} entries")
 
 
-def _files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a folder, sharded or not, or the file itself.
+
+    Raises:
+        UserError: if there is none, or a shard is missing.
+    """
     if path.is_file():
         return [path]
     if (path / INDEX).is_file():
