@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from twin_merging.errors import UserError
-from twin_merging.parameters import select, task_vectors
+from twin_merging.parameters import select
 
 NAMES = ["layer.0.weight", "layer.0.bias", "layer.1.weight", "layer.1.bias", "norm.weight"]
 
@@ -49,20 +48,3 @@ def test_what_is_no_regular_expression_is_named(include, exclude, key):
         select(NAMES, include, exclude)
     assert caught.value.key == key
     assert caught.value.found == (include + exclude)[-1]
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
-def test_task_vectors_are_differences_in_float32_or_wider(shape, dtype):
-    generator = torch.Generator().manual_seed(0)
-    base, *experts = (torch.randn(shape, generator=generator).to(dtype) for _ in range(4))
-    found = task_vectors(base, [{"w": expert} for expert in experts], "w")
-    assert found.shape == (3, *shape)
-    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    for t, expert in enumerate(experts):
-        torch.testing.assert_close(found[t].double(), expert.double() - base.double(), rtol=1e-6, atol=1e-7)
-
-
-def test_an_expert_may_be_wider_than_the_base():
-    base, expert = torch.ones(2, dtype=torch.bfloat16), {"w": torch.full((2,), 1.0001)}
-    torch.testing.assert_close(task_vectors(base, [expert], "w")[0], torch.full((2,), 1e-4), rtol=1e-2, atol=0)

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from twin_merging.compose import _composer, register_resolvers
-from twin_merging.config import MlpRouter, Rows, Svd, TaskArithmetic, Twin, WeightAveraging
+from twin_merging.config import Magnitude, MlpRouter, Rows, Svd, TaskArithmetic, Twin, WeightAveraging
 from twin_merging.errors import UserError
 from twin_merging.validation import to_plain, validate
 
@@ -91,7 +91,8 @@ OUT_OF_RANGE = [
     ("backbone__max_length", 1, "at least 2"),
     ("sparsifier__rank", 0, "at least 1"),
     ("sparsifier__fraction", 0.0, "more than 0"),
-    ("sparsifier__budget", 1.5, "at most 1"),
+    ("sparsifier__budget", 0, "at least 1"),
+    ("sparsifier__energy", 1.5, "at most 1"),
     ("merge_method__shared__scaling", float("nan"), "at least -10 and at most 10"),
     ("merge_method__shared__grid", [0.1, 11], "at least -10 and at most 10"),
 ]
@@ -203,12 +204,22 @@ def test_a_value_that_must_be_given_says_what_it_means(composed):
 def test_a_shared_expert_is_one_encoder(composed, name):
     error = refused(composed, merge_method__shared={"name": name})
     assert (error.key, error.found) == ("merge_method.shared.name", name)
-    assert error.expected == "one of pretrained, weight_averaging, task_arithmetic"
+    offered = set(error.expected.removeprefix("one of ").split(", "))
+    assert {"pretrained", "weight_averaging", "task_arithmetic"} <= offered
+    assert not offered & {"twin", "finetuned"}
 
 
 def test_any_static_method_may_make_the_shared_expert(composed):
     run = validate(changed(composed, merge_method__shared={"name": "weight_averaging"}))
     assert run.merge_method.shared == WeightAveraging()
+
+
+@pytest.mark.parametrize("place", ["merge_method", "merge_method.shared"])
+def test_an_expert_is_one_of_the_tasks(composed, place):
+    option = {"name": "expert", "index": 9}
+    error = refused(composed, merge_method=option if place == "merge_method" else {"name": "twin", "shared": option})
+    assert (error.key, error.found) == (f"{place}.index", 9)
+    assert error.expected.startswith("0 (")
 
 
 def test_no_task(composed):
@@ -234,12 +245,22 @@ def test_one_source_for_several_experts_needs_a_place_for_the_task(composed):
     validate(changed(composed, experts__source="some/folder", tasks__names=["cola"]))
 
 
-@pytest.mark.parametrize("names", [("rank", "budget"), ("rank", "fraction"), ("fraction", "budget")])
+@pytest.mark.parametrize(
+    "names", [("rank", "budget"), ("rank", "fraction"), ("fraction", "budget"), ("budget", "energy")]
+)
 def test_one_size_of_the_svd_at_most(composed, names):
     error = refused(composed, **{f"sparsifier__{name}": 1 for name in names})
     assert (error.key, error.found) == ("sparsifier", " and ".join(names))
 
 
 def test_a_given_size_of_the_svd_replaces_the_default_rank(composed):
-    assert validate(changed(composed, sparsifier__budget=0.25)).sparsifier == Svd(budget=0.25)
+    assert validate(changed(composed, sparsifier__budget=4000)).sparsifier == Svd(budget=4000)
     assert validate(changed(composed, sparsifier__rank=4)).sparsifier == Svd(rank=4)
+    assert validate(changed(composed, sparsifier__energy=1)).sparsifier == Svd(energy=1.0)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("svd", Svd(rank=16)), ("magnitude", Magnitude(fraction=0.1))])
+def test_how_much_is_kept_if_nothing_is_said(composed, name, expected):
+    cfg = composed.copy()
+    cfg.sparsifier = OmegaConf.create({"name": name})
+    assert validate(cfg).sparsifier == expected

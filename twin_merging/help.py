@@ -35,7 +35,7 @@ Exit codes: 0 done; 1 a job failed, the others finished; 2 bad input, found befo
 
 def help_text(configs: Path) -> str:
     """Every group with its options and what each is; options that only a plugin brings included."""
-    groups = [_group(folder) for folder in sorted(configs.iterdir()) if folder.is_dir()]
+    groups = [group_help(folder) for folder in sorted(configs.iterdir()) if folder.is_dir()]
     return HELP.format(groups="\n".join(groups), examples=EXAMPLES)
 
 
@@ -45,13 +45,15 @@ def usage_text(configs: Path) -> str:
     return f"Say what to run: add +exp=NAME. Experiments: {experiments}\n\n{EXAMPLES}\npython run.py --help shows every group."
 
 
-def _group(folder: Path) -> str:
+def group_help(folder: Path) -> str:
+    """A group's options with what each is."""
     about = {path.stem: _first_comment(path) for path in sorted(folder.glob("*.yaml"))}
     for name, component in REGISTRIES.get(folder.name, {}).items():
         if not isinstance(component.target, str):  # brought by a plugin
             about.setdefault(name, (component.options.__doc__ or "").strip().splitlines()[0])
     prefix = "+" if folder.name == "exp" else ""
-    return "\n".join([f"  {prefix}{folder.name}", *(f"    {name:<18}{text}" for name, text in about.items())])
+    width = max((len(name) for name in about), default=0) + 2
+    return "\n".join([f"  {prefix}{folder.name}", *(f"    {name:<{width}}{text}" for name, text in about.items())])
 
 
 def _first_comment(path: Path) -> str:

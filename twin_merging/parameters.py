@@ -1,12 +1,9 @@
-"""What merges: the choice of parameters, and task vectors."""
+"""What merges: the choice of parameters."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-
-import torch
-from torch import Tensor
+from collections.abc import Iterable, Sequence
 
 from twin_merging.errors import UserError
 
@@ -18,7 +15,7 @@ def select(names: Iterable[str], include: Sequence[str], exclude: Sequence[str])
         UserError: if a pattern is no regular expression, or nothing is left.
     """
     names = list(names)
-    wanted, unwanted = _compile(include, "parameters.include"), _compile(exclude, "parameters.exclude")
+    wanted, unwanted = compiled(include, "parameters.include"), compiled(exclude, "parameters.exclude")
     chosen = [
         name
         for name in names
@@ -33,18 +30,16 @@ def select(names: Iterable[str], include: Sequence[str], exclude: Sequence[str])
     return chosen
 
 
-def task_vectors(base: Tensor, experts: Sequence[Mapping[str, Tensor]], name: str) -> Tensor:
-    """τ_t = θ_t − θ₀ of one parameter, stacked: shape (T, *base.shape), in float32 or wider (paper section 3.1)."""
-    wide = torch.promote_types(base.dtype, torch.float32)
-    stacked = torch.stack([expert[name].to(wide) for expert in experts])
-    return stacked.sub_(base.to(wide))
+def compiled(patterns: Sequence[str], key: str) -> list[re.Pattern[str]]:
+    """Regular expressions, compiled.
 
-
-def _compile(patterns: Sequence[str], key: str) -> list[re.Pattern[str]]:
-    compiled = []
+    Raises:
+        UserError: that names the config ``key``, if one is none.
+    """
+    expressions = []
     for pattern in patterns:
         try:
-            compiled.append(re.compile(pattern))
+            expressions.append(re.compile(pattern))
         except re.error as error:
             raise UserError(f"not a regular expression ({error})", key=key, found=pattern) from error
-    return compiled
+    return expressions

@@ -9,12 +9,14 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from twin_merging.config import REGISTRIES, Experts, Parameters, RunConfig, Svd, merge_methods
+from twin_merging.config import REGISTRIES, Expert, Experts, Magnitude, Parameters, RunConfig, Svd, merge_methods
 from twin_merging.errors import UserError, nearest
 
-DEFAULT_RANK = 16
-STATIC_METHODS_EXCLUDED = ("finetuned", "twin")
-"""Methods that do not give one encoder, so that none of them can be a shared expert."""
+DEFAULT_SIZES: dict[type, tuple[str, Any]] = {Svd: ("rank", 16), Magnitude: ("fraction", 0.1)}
+STATIC_METHODS_EXCLUDED = ("finetuned", "twin", "emr", "surgery", "multitask")
+"""Methods that do not give one encoder merged from the experts, so that none of them can be a shared expert."""
+NESTED = {"shared": "a shared expert", "merge": "what surgery operates on"}
+"""Keys of a method that hold a static method, and what that makes."""
 
 
 def validate(cfg: DictConfig) -> RunConfig:
@@ -32,11 +34,11 @@ def validate(cfg: DictConfig) -> RunConfig:
                 "unknown key", key=str(key), found=plain[key],
                 expected="one of " + ", ".join(known), nearest=nearest(key, known),
             )  # fmt: skip
-    groups = {group: _component(group, cfg.get(group), group) for group in REGISTRIES}
-    groups["merge_method"] = _with_shared_expert(groups["merge_method"], cfg)
+    groups = {group: component(group, cfg.get(group), group) for group in REGISTRIES}
+    groups["merge_method"] = with_shared_expert(groups["merge_method"], cfg)
     rest = {
-        "experts": _typed(Experts, cfg.get("experts"), "experts"),
-        "parameters": _typed(Parameters, cfg.get("parameters"), "parameters"),
+        "experts": typed(Experts, cfg.get("experts"), "experts"),
+        "parameters": typed(Parameters, cfg.get("parameters"), "parameters"),
     }
     scalars = {key: cfg[key] for key in known if key in cfg and key not in groups and key not in rest}
     checked = OmegaConf.to_object(_merged(RunConfig, {**dict.fromkeys(groups), **scalars}, ""))
@@ -58,20 +60,21 @@ def to_plain(options: Any) -> Any:
     return options
 
 
-def _component(group: str, node: Any, key: str) -> Any:
+def component(group: str, node: Any, key: str) -> Any:
     """The typed options of the component that ``node.name`` selects."""
     if not isinstance(node, DictConfig):
         raise UserError("a group needs an option", key=key, found=node, expected=f"{key}=NAME or a mapping with a name")
     name = node.get("name")
     if name is None:
         raise UserError("no component is named", key=f"{key}.name", expected=f"one of {', '.join(REGISTRIES[group])}")
-    return _typed(REGISTRIES[group][name].options, node, key)
+    return typed(REGISTRIES[group][name].options, node, key)
 
 
-def _typed(options: type, node: Any, key: str) -> Any:
-    typed = OmegaConf.to_object(_merged(options, node, key))
-    _check_ranges(typed, key)
-    return typed
+def typed(options: type, node: Any, key: str) -> Any:
+    """A mapping as the dataclass ``options``, its keys, types and ranges checked; ``key`` is what holds it."""
+    checked = OmegaConf.to_object(_merged(options, node, key))
+    _check_ranges(checked, key)
+    return checked
 
 
 def _merged(options: type, node: Any, key: str) -> DictConfig:
@@ -149,19 +152,20 @@ def _check_value(value: Any, key: str, metadata: Mapping[str, Any]) -> None:
         raise UserError("out of range", key=key, found=value, expected=f"{expected} ({metadata['help']})")
 
 
-def _with_shared_expert(method: Any, cfg: DictConfig) -> Any:
-    """Make the ``shared`` node of a dynamic method typed: it is a static merge method with its own options."""
-    if "shared" not in {field.name for field in dataclasses.fields(method)}:
+def with_shared_expert(method: Any, cfg: DictConfig) -> Any:
+    """Make the ``shared`` or ``merge`` node of a method typed: it is a static merge method with its own options."""
+    inner = next((field.name for field in dataclasses.fields(method) if field.name in NESTED), None)
+    if inner is None:
         return method
-    node = cfg.merge_method.shared
+    node, key = cfg.merge_method[inner], f"merge_method.{inner}"
     given = node.get("name") if isinstance(node, DictConfig) else None
     if given in STATIC_METHODS_EXCLUDED:
         known = [name for name in merge_methods if name not in STATIC_METHODS_EXCLUDED]
         raise UserError(
-            "a shared expert is one encoder, which this method does not give",
-            key="merge_method.shared.name", found=given, expected="one of " + ", ".join(known),
+            f"{NESTED[inner]} is one encoder merged from the experts, which this method does not give",
+            key=f"{key}.name", found=given, expected="one of " + ", ".join(known),
         )  # fmt: skip
-    return dataclasses.replace(method, shared=_component("merge_method", node, "merge_method.shared"))
+    return dataclasses.replace(method, **{inner: component("merge_method", node, key)})
 
 
 def _check_references(run: RunConfig) -> None:
@@ -184,19 +188,39 @@ def _check_references(run: RunConfig) -> None:
             "one pattern has to name every expert",
             key="experts.source", found=run.experts.source, expected="a folder or hub name with {task} in it",
         )  # fmt: skip
-    if isinstance(run.sparsifier, Svd):
-        _check_svd(run.sparsifier)
+    _check_expert(run.merge_method, "merge_method", names)
+    for inner in NESTED:
+        _check_expert(getattr(run.merge_method, inner, None), f"merge_method.{inner}", names)
+    if run.merge_method.name == "multitask" and run.finetune.name != "full":
+        raise UserError(
+            "joint training trains all parameters", key="finetune.name", found=f"{run.finetune.name} with multitask",
+            expected="full",
+        )  # fmt: skip
+    check_size(run.sparsifier)
 
 
-def _check_svd(svd: Svd) -> None:
-    given = [name for name in ("rank", "fraction", "budget") if getattr(svd, name) is not None]
+def _check_expert(method: Any, key: str, names: list[str]) -> None:
+    if isinstance(method, Expert) and method.index >= len(names):
+        raise UserError(
+            "no task has this place", key=f"{key}.index", found=method.index,
+            expected=", ".join(f"{index} ({name})" for index, name in enumerate(names)), nearest=str(len(names) - 1),
+        )  # fmt: skip
+
+
+def check_size(sparsifier: Any) -> None:
+    """Check that at most one of the keys that say how much is kept is set, and set the default if none is."""
+    if type(sparsifier) not in DEFAULT_SIZES:
+        return
+    default, value = DEFAULT_SIZES[type(sparsifier)]
+    known = [name for name in ("rank", "fraction", "budget", "energy") if hasattr(sparsifier, name)]
+    given = [name for name in known if getattr(sparsifier, name) is not None]
     if len(given) > 1:
         raise UserError(
             "at most one of these can be set", key="sparsifier", found=" and ".join(given),
-            expected="rank, fraction or budget", hint=f"add sparsifier.{given[0]}=null",
+            expected=f"{', '.join(known[:-1])} or {known[-1]}", hint=f"add sparsifier.{given[0]}=null",
         )  # fmt: skip
     if not given:
-        svd.rank = DEFAULT_RANK
+        setattr(sparsifier, default, value)
 
 
 def _join(key: str, name: object) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 240  # after which a command counts as hanging
+SECONDS = 900  # after which a command counts as hanging
 SETTINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}  # one thread adds up in one order
 HEAVY = ["torch", "scipy.stats", "sklearn.metrics", "transformers.trainer", "transformers.models.auto.modeling_auto",
          "transformers.models.bert.modeling_bert", "pyarrow.parquet", "matplotlib.figure"]  # fmt: skip
@@ -53,7 +54,13 @@ def start(*arguments: object, folder: Path, env: dict[str, str] | None = None) -
     return subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), *map(str, arguments)], cwd=folder, text=True,
         env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        preexec_fn=_listen_to_interrupts,
     )  # fmt: skip
+
+
+def _listen_to_interrupts() -> None:
+    """A shell has its background jobs ignore them, and so would all that such a job starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,11 @@ import torch
 from commands import results, succeed
 from conftest import Finished
 from safetensors.torch import load_file
+
+from twin_merging.compose import plan
+from twin_merging.pipeline import compute
+from twin_merging.pipeline.cache import Cache
+from twin_merging.pipeline.stages import Stages
 
 
 def only(folder: Path) -> dict:
@@ -20,7 +26,7 @@ def only(folder: Path) -> dict:
 def test_perfect_routing_of_uncompressed_knowledge_gives_the_experts_back(reuse: list[str], tmp_path: Path):
     succeed("merge_method=twin", "router=oracle", "sparsifier=none", *cut(reuse), folder=tmp_path)
     result = only(tmp_path)
-    assert result["average_normalized"] == pytest.approx(100, abs=1e-3)
+    assert result["average_normalized"] == pytest.approx(100, abs=1e-2)
     assert result["routing"]["accuracy"] == 1
     assert result["routing"]["temperature"] is None
     assert "oracle router" in result["label"]
@@ -43,7 +49,24 @@ def test_scaling_from_a_grid_is_the_best_on_validation(reuse: list[str], finishe
     assert (result["average_normalized"] == fixed["average_normalized"]) == (choice["chosen"] == 0.3)
 
 
-@pytest.mark.parametrize("setting", ["sparsifier.fraction=0.1", "sparsifier.budget=0.2", "sparsifier.rank=1"])
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "regmean"])
+def test_a_grid_tries_what_each_of_its_values_merges_to(method: str, reuse: list[str]):
+    grid = [0.1, 0.5, 1.0]
+    (run,) = plan([f"merge_method={method}", f"merge_method.grid={grid}", *reuse], multirun=False).jobs
+    stages = Stages(run, Cache(Path(run.paths.cache)))
+    key = getattr(run.merge_method, "grid_of", "scaling")
+    candidates = list(compute._candidates(stages, run.merge_method, key))
+    assert [value for value, _ in candidates] == grid
+    for value, weights in candidates:
+        expected = compute._merge(stages, replace(run.merge_method, **{key: value}))
+        assert weights.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5)
+    first, last = (candidates[place][1] for place in (0, -1))
+    assert any(not torch.equal(first[name], last[name]) for name in first)
+
+
+@pytest.mark.parametrize("setting", ["sparsifier.fraction=0.1", "sparsifier.budget=40000", "sparsifier.rank=1"])
 def test_stronger_compression_stores_fewer_bytes(setting: str, reuse: list[str], finished: Finished, tmp_path: Path):
     arguments = [argument for argument in reuse if not argument.startswith("sparsifier.")]
     succeed("merge_method=twin", setting, *arguments, folder=tmp_path)

@@ -37,3 +37,14 @@ def test_a_setting_makes_results_new(setting: str, small: list[str], tmp_path: P
 @pytest.mark.parametrize("setting", ["evaluation.batch_size=7", "inference.batch_size=7", "tracker=none"])
 def test_what_does_not_change_the_outcome_keeps_the_result(setting: str, small: list[str], tmp_path: Path):
     assert key([*small, setting], tmp_path) == key(small, tmp_path)
+
+
+def test_a_seed_makes_a_merge_new_even_of_experts_that_are_not_trained_here(small: list[str], tmp_path: Path):
+    def merge_key(seed: int) -> str:
+        overrides = [*small, "merge_method=dare_task_arithmetic", f"seed={seed}"]
+        (run,) = plan(overrides, multirun=False).jobs
+        stages = Stages(run, Cache(tmp_path / "cache"))
+        stages.experts = []
+        return stages.merged(run.merge_method).key
+
+    assert merge_key(0) == merge_key(0) != merge_key(1)

@@ -36,7 +36,7 @@ def random_case(seed: int, dtype: torch.dtype) -> tuple[dict, list[dict]]:
 
 
 def merged_by(method, options, base, experts) -> dict[str, torch.Tensor]:
-    return dict(merge(method, options, base, experts, list(base)))
+    return merge(method, options, base, experts, list(base))
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -102,9 +102,9 @@ def test_finetuned_gives_every_expert():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_exclusive_knowledge_equals_its_oracle(shape):
     generator = torch.Generator().manual_seed(len(shape))
-    base, shared = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    shared = torch.randn(shape, generator=generator, dtype=torch.float64)
     experts = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
-    fast = exclusive_knowledge(base, experts - base, shared)
+    _, fast = exclusive_knowledge({"w": shared}, [{"w": expert} for expert in experts], ["w"]).whole("w")
     np.testing.assert_allclose(
         fast.numpy(), oracle.exclusive_knowledge(list(experts.numpy()), shared.numpy()), atol=1e-14
     )

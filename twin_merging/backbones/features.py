@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions as EncoderOutput
 
 Features = dict[str, Tensor]
@@ -17,30 +17,38 @@ mean of the last states over real tokens, which the router reads). Each (rows, h
 
 
 class Head(nn.Module):
-    """One task's head: features in, logits out. The architecture's own code runs, its encoder replaced by a replay."""
+    """One task's head: features in, logits out. The architecture's own code runs, its encoder replaced by a replay.
 
-    def __init__(self, folder: Path, state: Mapping[str, Tensor], num_labels: int, trust_remote_code: bool):
+    Args:
+        model: a whole classifier, which loses its encoder.
+    """
+
+    def __init__(self, model: PreTrainedModel):
         super().__init__()
+        self.model, self._replay = model, _Replay()
+        setattr(model, model.base_model_prefix, self._replay)
+
+    @classmethod
+    def of(cls, folder: Path, state: Mapping[str, Tensor], num_labels: int, trust_remote_code: bool) -> Head:
+        """A head with weights of its own, ready to answer, of the architecture that a folder's config names."""
         config = AutoConfig.from_pretrained(folder, num_labels=num_labels, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            self.model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
-        self._replay = _Replay()
-        setattr(self.model, self.model.base_model_prefix, self._replay)
+            head = cls(AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.model.load_state_dict(dict(state), assign=True)
-        self.eval()
+            head.model.load_state_dict(dict(state), assign=True)
+        return head.eval()
 
     @torch.inference_mode()
     def forward(self, features: Features) -> Tensor:
-        """Logits, float32: (rows, num_labels)."""
+        """Logits, float32, on the CPU: (rows, num_labels)."""
         device = next(self.parameters()).device
-        self._replay.features = {key: value.to(device) for key, value in features.items()}
-        return (
-            self.model(input_ids=torch.zeros(len(features["first"]), 1, dtype=torch.long, device=device))
-            .logits.float()
-            .cpu()
-        )
+        return self.logits({key: value.to(device) for key, value in features.items()}).float().cpu()
+
+    def logits(self, features: Features) -> Tensor:
+        """Logits as the head gives them, with a gradient: (rows, num_labels). ``features`` are on its own device."""
+        self._replay.features, first = features, features["first"]
+        return self.model(input_ids=torch.zeros(len(first), 1, dtype=torch.long, device=first.device)).logits
 
 
 class _Replay(nn.Module):
@@ -56,10 +64,19 @@ class _Replay(nn.Module):
 
 def pool(output, mask: Tensor, layer: int = -1) -> Features:
     """Features of an encoder's output under an attention mask (rows, tokens); ``mean`` from one of its layers."""
-    last = output.last_hidden_state.float()
-    states = last if layer == -1 else output.hidden_states[layer].float()
+    states = (output.last_hidden_state if layer == -1 else output.hidden_states[layer]).float()
     real = mask.unsqueeze(-1).to(states.dtype)
-    features = {"first": last[:, 0], "mean": (states * real).sum(1) / real.sum(1)}
-    if getattr(output, "pooler_output", None) is not None:
-        features["pooled"] = output.pooler_output.float()
+    features = {**head_input(output), "mean": (states * real).sum(1) / real.sum(1)}
     return {key: value.cpu() for key, value in features.items()}
+
+
+def head_input(output) -> Features:
+    """Of an encoder's output, what heads read: on its device, with its gradient."""
+    pooled = getattr(output, "pooler_output", None)
+    first = {"first": output.last_hidden_state[:, 0].float()}
+    return first if pooled is None else {**first, "pooled": pooled.float()}
+
+
+def read_by_head(features: Features) -> str:
+    """Which of the features a head reads: ``pooled`` where the encoder has a pooler, else ``first``."""
+    return "pooled" if "pooled" in features else "first"

@@ -137,7 +137,7 @@ class SequenceClassifierBackbone:
 
     def head(self, state: Mapping[str, Tensor], num_labels: int) -> Head:
         """The head of one task, ready to answer from features."""
-        return Head(self.folder, state, num_labels, self.options.trust_remote_code).to(self.device)
+        return Head.of(self.folder, state, num_labels, self.options.trust_remote_code).to(self.device)
 
     @torch.inference_mode()
     def encode(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ class Source:
     identity: dict[str, Any]
 
 
-def locate(pretrained: str, revision: str | None, asset_folder: Path, key: str = "backbone.pretrained") -> Source:
-    """Find weights, fetching them if they are an asset or on the hub.
+def locate(
+    pretrained: str, revision: str | None, asset_folder: Path, key: str = "backbone.pretrained",
+    patterns: Sequence[str] = HASHED,
+) -> Source:  # fmt: skip
+    """Find weights, fetching them if they are an asset or on the hub, from where files of these ``patterns`` come.
 
     Raises:
         UserError: if there is no such asset, folder or hub repository, or it cannot be reached.
@@ -40,7 +44,7 @@ def locate(pretrained: str, revision: str | None, asset_folder: Path, key: str =
         raise UserError(
             "no such folder", key=key, found=pretrained, expected="a folder with config.json and safetensors weights"
         )
-    return _from_hub(pretrained, revision, key)
+    return _from_hub(pretrained, revision, key, patterns)
 
 
 def largest_rank(folder: Path) -> int | None:
@@ -95,12 +99,12 @@ def _fingerprint(folder: Path, key: str) -> dict[str, str]:
     return {file.name: sha256_of(file) for file in files}
 
 
-def _from_hub(name: str, revision: str | None, key: str) -> Source:
+def _from_hub(name: str, revision: str | None, key: str, patterns: Sequence[str]) -> Source:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(name, revision=revision, allow_patterns=list(HASHED))
+        folder = snapshot_download(name, revision=revision, allow_patterns=list(patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"cannot be had from the hub ({str(error).splitlines()[0]})", key=key, found=name,

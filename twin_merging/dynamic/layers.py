@@ -14,10 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twin_merging.errors import UserError
+from twin_merging.sparsifiers.sparse import Sparse, dense
 from twin_merging.sparsifiers.svd import Factors
 
-Delta = Factors | Tensor
-"""Exclusive knowledge of one parameter for all T experts: factors of (T, m, n), or the stacked deltas (T, *shape)."""
+Delta = Factors | Sparse | Tensor
+"""Exclusive knowledge of one parameter for all T experts: factors of (T, m, n), or the stacked deltas (T, *shape).
+
+What is stored sparsely is routed as dense deltas: it is small on disk and not in memory.
+"""
 
 
 class Mixture:
@@ -143,7 +147,7 @@ def route(encoder: nn.Module, deltas: Mapping[str, Delta], mixture: Mixture) -> 
     by_module: dict[str, dict[str, Delta]] = {}
     for name, delta in deltas.items():
         module, _, parameter = name.rpartition(".")
-        by_module.setdefault(module, {})[parameter] = delta
+        by_module.setdefault(module, {})[parameter] = dense(delta) if isinstance(delta, Sparse) else delta
     for name, parts in by_module.items():
         shared = encoder.get_submodule(name)
         routed = ROUTED.get(type(shared))

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from twin_merging.backbones.features import Features, Head
+from twin_merging.backbones.features import Features
 from twin_merging.evaluation.metrics import NO_ANSWER
 from twin_merging.tasks.base import Task
 
+Answer = Callable[[Features], Tensor]
+"""A head: features in, logits (rows, num_labels) out."""
 
-def oracle_answers(task: Task, features: Features, heads: Mapping[str, Head]) -> list[int] | list[float]:
+
+def oracle_answers(task: Task, features: Features, heads: Mapping[str, Answer]) -> list[int] | list[float]:
     """Answers of the true task's own head, as in all published numbers."""
     return _own(task, heads[task.name](features))
 
 
-def routed_answers(task: Task, features: Features, heads: Mapping[str, Head], top: Tensor, tasks: list[Task]) -> list:
+def routed_answers(task: Task, features: Features, heads: Mapping[str, Answer], top: Tensor, tasks: list[Task]) -> list:
     """Answers of the head of each row's top task, read as answers to the true task.
 
     A class counts by its name: another task's head is right where it names the class that the true task calls the same.

@@ -37,6 +37,18 @@ def choose(what: str, scores: Mapping[Any, float], tasks: Task | list[Task], spl
     }
 
 
+def unlabelled(what: str, chosen: Any, scores: Mapping[Any, float], tasks: list[Task], split: str) -> Choice:
+    """The record of what was learned from a split's inputs alone, which may be those of the test split: no label was read."""
+    return {
+        "what": what,
+        "chosen": chosen,
+        "split": f"unlabelled {split} inputs",
+        "rows": sum(len(task.splits[split]) for task in tasks),
+        "fingerprints": {task.name: task.fingerprint(split) for task in tasks},
+        "scores": dict(scores),
+    }
+
+
 def refuse_test(what: str, tasks: list[Task], split: str) -> None:
     """Raise a UserError if ``split`` is, or holds a row of, the test split of one of ``tasks``."""
     for task in tasks:

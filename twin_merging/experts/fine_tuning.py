@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,27 @@ def train(
     Returns:
         Plain JSON: ``choice``, the record of the epoch's choice, and ``train_tokens``.
     """
-    scores, rows = metrics[task.metric], _rows(backbone, task, TRAIN)
+    scores, rows = metrics[task.metric], labelled_rows(backbone, task, TRAIN)
 
     def compute_metrics(prediction) -> dict[str, float]:
         return {"score": scores(predictions_of(prediction.predictions, task), prediction.label_ids.tolist())}
 
-    steps = -(-len(task.splits[TRAIN]) // options.batch_size) * options.epochs
+    held_out = labelled_rows(backbone, task, VALIDATION)
+    by_epoch = fit(backbone, model, rows, held_out, compute_metrics, options, seed, scratch, task.name)
+    choice = choose(f"epoch of {task.name}", by_epoch, task, VALIDATION)
+    return {"choice": choice, "train_tokens": sum(len(row["input_ids"]) for row in rows) * options.epochs}
+
+
+def fit(
+    backbone: SequenceClassifierBackbone, model: Any, rows: list[dict[str, Any]], held_out: list[dict[str, Any]],
+    compute_metrics: Callable[[Any], dict[str, float]], options: FullFineTuning, seed: int, scratch: Path, label: str,
+) -> dict[int, float]:  # fmt: skip
+    """Train in place on ``rows`` and leave the weights of the epoch whose ``score`` on ``held_out`` is best.
+
+    Returns:
+        The score by epoch.
+    """
+    steps = -(-len(rows) // options.batch_size) * options.epochs
     arguments = TrainingArguments(
         output_dir=str(scratch), seed=seed, data_seed=seed, use_cpu=backbone.device.type == "cpu",
         num_train_epochs=options.epochs, per_device_train_batch_size=options.batch_size, per_device_eval_batch_size=64,
@@ -72,20 +88,18 @@ def train(
         model=model,
         args=arguments,
         train_dataset=rows,
-        eval_dataset=_rows(backbone, task, VALIDATION),
+        eval_dataset=held_out,
         data_collator=DataCollatorWithPadding(backbone.tokenizer),
         compute_metrics=compute_metrics,
-        callbacks=[_EtaCallback(task.name)],
+        callbacks=[_EtaCallback(label)],
         optimizers=(_optimizer(model, options), None),
     )
     trainer.remove_callback(_printer())
     checkpoint = _usable_checkpoint(scratch)
     if checkpoint is not None:
-        log.info("  fine-tune %s goes on from step %s", task.name, checkpoint.rpartition("-")[2])
+        log.info("  fine-tune %s goes on from step %s", label, checkpoint.rpartition("-")[2])
     trainer.train(resume_from_checkpoint=checkpoint)
-    by_epoch = {int(row["epoch"]): row["eval_score"] for row in trainer.state.log_history if "eval_score" in row}
-    choice = choose(f"epoch of {task.name}", by_epoch, task, VALIDATION)
-    return {"choice": choice, "train_tokens": sum(len(row["input_ids"]) for row in rows) * options.epochs}
+    return {int(row["epoch"]): row["eval_score"] for row in trainer.state.log_history if "eval_score" in row}
 
 
 def save_expert(
@@ -106,7 +120,8 @@ def predictions_of(logits, task: Task) -> list[int] | list[float]:
     return values.argmax(-1).tolist() if task.kind == "single_label" else values.flatten().tolist()
 
 
-def _rows(backbone: SequenceClassifierBackbone, task: Task, split: str) -> list[dict[str, Any]]:
+def labelled_rows(backbone: SequenceClassifierBackbone, task: Task, split: str) -> list[dict[str, Any]]:
+    """A split's rows as the Trainer takes them: token ids, unpadded, and ``labels``."""
     tokens = backbone.tokenize(task.splits[split].texts)
     return [{**row, "labels": label} for row, label in zip(tokens.rows, task.splits[split].labels, strict=True)]
 

@@ -1,58 +1,121 @@
-"""A static method over whole encoders, name by name: memory of about T + 2 tensors, whatever the model's size."""
+"""A static method over whole encoders, parameter by parameter, in memory that the model's size does not change."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from twin_merging.checkpoints import check_finite
 from twin_merging.errors import UserError
-from twin_merging.parameters import task_vectors
+from twin_merging.merging.method import At, bind, kind_of
+from twin_merging.merging.stack import Stack, in_parallel
 
-Method = Callable[[Tensor, Tensor, Any], Tensor]
+Method = Callable[..., Tensor]
+Write = Callable[[str, int, Tensor], None]
+"""(name, start, piece): numbers of a parameter from ``start`` on, flattened, in the parameter's dtype."""
 
 
 def merge(
-    method: Method,
-    options: Any,
-    base: Mapping[str, Tensor],
-    experts: Sequence[Mapping[str, Tensor]],
-    selected: Sequence[str],
-) -> Iterator[tuple[str, Tensor]]:
-    """Each of the base's tensors: merged in the base's dtype if ``selected``, else as it is.
+    method: Method, options: Any, base: Mapping[str, Tensor], experts: Sequence[Mapping[str, Tensor]],
+    selected: Sequence[str], *, seed: int = 0, statistics: Mapping[str, Any] | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Each of the base's tensors: merged in the base's dtype if ``selected``, else as it is. See ``merge_into``."""
+    stack = Stack(base, experts, selected)
+    merged = {name: torch.empty_like(base[name]) if name in stack.names else base[name] for name in base}
+
+    def write(name: str, start: int, piece: Tensor) -> None:
+        merged[name].view(-1)[start : start + len(piece)] = piece
+
+    merge_into(write, method, options, stack, seed=seed, statistics=statistics)
+    return merged
+
+
+def merge_into(
+    write: Write, method: Method, options: Any, stack: Stack, *, seed: int = 0,
+    statistics: Mapping[str, Any] | None = None, names: Sequence[str] | None = None, dtype: torch.dtype | None = None,
+) -> None:  # fmt: skip
+    """Merge a stack's parameters and hand the result over as it comes, in no set order, from several threads.
+
+    An elementwise method reads pieces that fit the cache; another one whole tensors, of which so many are in flight as
+    together take no more memory than the largest: about (T + 2) times its size.
 
     Args:
-        method: ``(base, deltas (T, *shape), options) -> merged`` of one parameter.
+        method: ``(base, stacked, options) -> merged`` of one parameter, or ``(base, stacked, options, at)``; its
+            ``Kind`` says what it is given.
+        statistics: by name, what a method that needs data has to know (``Kind.needs``).
+        names: of these parameters only.
+        dtype: of the result; each parameter's own without it.
 
     Raises:
         UserError: if the method changes a tensor's shape or gives NaN or infinity.
     """
-    chosen = set(selected)
-    for name, tensor in base.items():
-        if name not in chosen or not tensor.is_floating_point():
-            yield name, tensor
-            continue
-        merged = method(tensor, task_vectors(tensor, experts, name), options)
-        if merged.shape != tensor.shape:
+    kind = kind_of(method)
+    if kind.statistic is not None:
+        statistics = kind.statistic(stack, options, seed)
+    known: Mapping[str, Any] = statistics or {}
+    merged_by, label = bind(method, options), f"merge_method={options.name}"
+    names = stack.names if names is None else list(names)
+
+    def by_pieces(name: str, first: int, last: int) -> None:
+        given, statistic = dtype or stack.base[name].dtype, known.get(name)
+        for start, base, stacked in stack.pieces(name, first, last, kind.of):
+            merged = merged_by(base, stacked, At(name, start, seed, statistic))
+            write(name, start, _checked(merged, base, given, name))
+
+    def by_tensor(name: str) -> None:
+        base, stacked = stack.whole(name, kind.of)
+        merged = merged_by(base, stacked, At(name, 0, seed, known.get(name)))
+        write(name, 0, _checked(merged, base, dtype or stack.base[name].dtype, name).flatten())
+
+    def _checked(merged: Tensor, base: Tensor, wanted: torch.dtype, name: str) -> Tensor:
+        if merged.shape != base.shape:
             raise UserError(
-                "the method changed a tensor's shape", key=f"merge_method={options.name}: {name}",
-                found=list(merged.shape), expected=list(tensor.shape),
+                "the method changed a tensor's shape", key=f"{label}: {name}",
+                found=list(merged.shape), expected=list(base.shape),
             )  # fmt: skip
-        merged = merged.to(tensor.dtype)  # which may overflow, hence before the check
-        check_finite(merged, f"merge_method={options.name}: {name}")
-        yield name, merged
+        merged = merged.to(wanted)  # which may overflow, hence before the check
+        check_finite(merged, f"{label}: {name}")
+        return merged
+
+    if kind.elementwise:
+        jobs = in_parallel(
+            by_pieces, list(stack.turns(names)), f"merge by {options.name}", amount=lambda name, first, last: last - first
+        )  # fmt: skip
+    else:
+        jobs = in_parallel(by_tensor, [(name,) for name in names], f"merge by {options.name}", cost=stack.size)
+    for _ in jobs:
+        pass
 
 
 def modularize(
-    sparsify: Callable[[Tensor, Any], Any], options: Any, base: Mapping[str, Tensor], experts: Sequence[Mapping[str, Tensor]],
-    shared: Mapping[str, Tensor], selected: Sequence[str],
+    sparsify: Callable[..., Any], options: Any, exclusive: Stack, *, seed: int = 0,
+    statistics: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[str, Any]]:  # fmt: skip
-    """v_t = sparsify(θ_t − θ_s) of each selected tensor, for all experts at once (paper equation 2)."""
-    from twin_merging.merging.twin import exclusive_knowledge
+    """v_t = sparsify(θ_t − θ_s) of each parameter, for all experts at once (paper equation 2), in no set order.
 
-    for name in selected:
-        if base[name].is_floating_point():
-            deltas = exclusive_knowledge(base[name], task_vectors(base[name], experts, name), shared[name])
-            yield name, sparsify(deltas, options)
+    Args:
+        sparsify: ``(deltas, options) -> kept``, or ``(deltas, options, at)``; its ``Kind`` says what it is given.
+        exclusive: see ``exclusive_knowledge``.
+        statistics: by name, what a sparsifier has to know that the pipeline computes (``Kind.needs``).
+
+    Raises:
+        UserError: if v_t holds NaN or infinity.
+    """
+    kind = kind_of(sparsify)
+    if kind.statistic is not None:
+        statistics = kind.statistic(exclusive, options, seed)
+    known: Mapping[str, Any] = statistics or {}
+    takes_at = "at" in inspect.signature(sparsify).parameters
+
+    def by_tensor(name: str) -> Any:
+        _, deltas = exclusive.whole(name)
+        check_finite(deltas, f"exclusive knowledge: {name}")
+        return sparsify(deltas, options, *([At(name, 0, seed, known.get(name))] if takes_at else []))
+
+    jobs = [(name,) for name in exclusive.names]
+    for (name,), kept in in_parallel(by_tensor, jobs, "compress exclusive knowledge", cost=exclusive.size):
+        yield name, kept

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+
 from torch import Tensor
 
+from twin_merging.merging.stack import Stack
 
-def exclusive_knowledge(base: Tensor, deltas: Tensor, shared: Tensor) -> Tensor:
-    """θ_t − θ_s before compression, stacked (paper equation 2 without the sparsifier).
+
+def exclusive_knowledge(
+    shared: Mapping[str, Tensor], experts: Sequence[Mapping[str, Tensor]], names: Iterable[str]
+) -> Stack:
+    """v_t = θ_t − θ_s before compression (paper equation 2 without the sparsifier): what this stack reads as deltas.
 
     Args:
-        base: θ₀ of one parameter, any shape.
-        deltas: τ_t stacked, (T, *base.shape).
-        shared: θ_s, the shape of base.
+        shared: θ_s by name.
+        experts: θ_t by name, each.
+        names: the parameters that merge.
     """
-    return deltas - (shared - base)
+    return Stack(shared, experts, names)

@@ -16,11 +16,13 @@ from twin_merging.backbones.features import Features, Head
 from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone, Tokens
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import backbones, routers
+from twin_merging.dynamic.layers import Delta
+from twin_merging.merging.emr import task_vectors
 from twin_merging.pipeline.environment import resolve_device
 from twin_merging.pipeline.stage import Stage
 from twin_merging.pipeline.stages import ENCODER, Stages
-from twin_merging.routers.oracle import oracle_weights
-from twin_merging.sparsifiers.svd import Factors
+from twin_merging.routers.oracle import one_hot, oracle_weights
+from twin_merging.sparsifiers.stored import read_back
 from twin_merging.tasks.base import TEST, Task
 
 FEATURES = "features.safetensors"
@@ -108,20 +110,15 @@ def features_of(stages: Stages, stage: Stage, tasks: list[Task]) -> dict[str, Fe
     }
 
 
-def exclusive_of(stages: Stages) -> dict[str, Factors | Tensor]:
+def exclusive_of(stages: Stages) -> dict[str, Delta]:
     stored = Checkpoint(stages.get(stages.exclusive).path("exclusive.safetensors"))
-    factored = {
-        name.removesuffix(".U") for name in stored if name.endswith(".U") and name.removesuffix(".U") + ".S" in stored
-    }
-    deltas: dict[str, Factors | Tensor] = {
-        name: Factors(stored[f"{name}.U"], stored[f"{name}.S"], stored[f"{name}.V"]) for name in factored
-    }
-    whole = [name for name in stored if name.rpartition(".")[0] not in factored]
-    return deltas | {name: stored[name] for name in whole}
+    if stages.is_elected:
+        return dict(task_vectors(stored))
+    return read_back(stored)
 
 
 def routing_weights(stages: Stages, tasks: list[Task]) -> dict[str, Tensor]:
-    """w(x) of every test row, by task: (rows, T)."""
+    """w(x) of every test row, by task: (rows, T); of emr all of it on the top task, whose model a row gets."""
     if not stages.routing:
         return {
             task.name: oracle_weights(index, len(task.splits[TEST]), len(tasks)) for index, task in enumerate(tasks)
@@ -131,4 +128,5 @@ def routing_weights(stages: Stages, tasks: list[Task]) -> dict[str, Tensor]:
     kind = routers[stages.run.router.name].load()
     trained = kind(stages.run.router, features[tasks[0].name]["mean"].shape[1], len(tasks))
     trained.load_state_dict(state)
-    return {task.name: trained.weights(features[task.name]["mean"]) for task in tasks}
+    weights = {task.name: trained.weights(features[task.name]["mean"]) for task in tasks}
+    return {name: one_hot(w) for name, w in weights.items()} if stages.is_elected else weights

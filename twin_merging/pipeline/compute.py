@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from torch import Tensor
 from twin_merging import checkpoints, parameters
 from twin_merging.backbones.sources import Source, read_config
 from twin_merging.checkpoints import Checkpoint
-from twin_merging.config import finetunings, inferences, merge_methods, routers, sparsifiers
+from twin_merging.config import finetunings, inferences, merge_methods, routers
 from twin_merging.errors import UserError, unknown
 from twin_merging.evaluation.heads import oracle_answers
 from twin_merging.evaluation.metrics import metrics
 from twin_merging.evaluation.scoring import average_normalized, normalized
 from twin_merging.evaluation.selection import choose, refuse_test
-from twin_merging.merging.apply import merge, modularize
+from twin_merging.merging.apply import merge
+from twin_merging.merging.method import kind_of
 from twin_merging.pipeline.artefacts import (
     ENCODER,
     FEATURES,
@@ -36,10 +38,9 @@ from twin_merging.pipeline.artefacts import (
     tokens_of,
     weights_at,
 )
+from twin_merging.pipeline.data_methods import choices_of, statistics_of
 from twin_merging.pipeline.stage import Stage
 from twin_merging.pipeline.stages import Stages
-from twin_merging.progress import track
-from twin_merging.sparsifiers.svd import Factors
 from twin_merging.tasks.base import TEST, VALIDATION
 from twin_merging.tasks.splits import prepare
 
@@ -96,58 +97,59 @@ def imported_expert(stages: Stages, name: str, source: Source, folder: Path, scr
 
 def merged(stages: Stages, method: Any, folder: Path, scratch: Path) -> None:
     """A static method's encoder; its λ chosen on validation where a grid is given."""
-    choices = []
+    choices = choices_of(stages, method)
     if getattr(method, "grid", None):
-        choice = _chosen_scaling(stages, method)
+        choice = _chosen_from_grid(stages, method)
         choices.append(choice)
-        method = replace(method, scaling=choice["chosen"])
+        method = replace(method, **{choice["what"]: choice["chosen"]})
     checkpoints.save(_merge(stages, method), folder / ENCODER)
     (folder / "choices.json").write_text(json.dumps(choices))
-
-
-def exclusive(stages: Stages, folder: Path, scratch: Path) -> None:
-    """Compressed v_t of all tasks: ``NAME.U``, ``NAME.S`` and ``NAME.V``, or ``NAME`` where it is kept whole."""
-    start, experts = base_weights(stages), expert_weights(stages)
-    shared = Checkpoint(stages.get(stages.shared).path(ENCODER))
-    selected = parameters.select(start, stages.run.parameters.include, stages.run.parameters.exclude)
-    sparsify = sparsifiers[stages.run.sparsifier.name].load()
-    tensors: dict[str, Tensor] = {}
-    parts = modularize(sparsify, stages.run.sparsifier, start, experts, shared, selected)
-    for name, delta in track(parts, "compress exclusive knowledge", len(selected), "tensors"):
-        if isinstance(delta, Factors):
-            tensors |= {f"{name}.{field}": factor for field, factor in delta._asdict().items()}
-        else:
-            tensors[name] = delta
-    checkpoints.save(tensors, folder / "exclusive.safetensors")
 
 
 def _merge(stages: Stages, method: Any) -> dict[str, Tensor]:
     start, experts = base_weights(stages), expert_weights(stages)
     selected = parameters.select(start, stages.run.parameters.include, stages.run.parameters.exclude)
-    tensors = merge(merge_methods[method.name].load(), method, start, experts, selected)
-    return dict(track(tensors, f"merge by {method.name}", len(start), "tensors"))
+    return merge(
+        merge_methods[method.name].load(), method, start, experts, selected,
+        seed=stages.run.seed, statistics=statistics_of(stages, method),
+    )  # fmt: skip
 
 
-def _chosen_scaling(stages: Stages, method: Any) -> dict[str, Any]:
-    """The λ with the best average on validation rows, each task's score normalized by its expert's there."""
-    tasks = tasks_of(stages)
-    refuse_test("scaling", tasks, VALIDATION)
+def _chosen_from_grid(stages: Stages, method: Any) -> dict[str, Any]:
+    """The λ with the best average on validation rows, each task's score normalized by its expert's there.
+
+    A method may name another of its keys in ``grid_of``, which the grid chooses instead.
+    """
+    tasks, key = tasks_of(stages), getattr(method, "grid_of", "scaling")
+    refuse_test(key, tasks, VALIDATION)
     references = [max(_own_validation(stages, index).values()) for index in range(len(tasks))]
     heads, backbone, scores = heads_of(stages), backbone_of(stages), {}
     tokens = [tokens_of(stages, task, VALIDATION) for task in tasks]
-    for scaling in method.grid:
-        encoder = encoder_with(stages, _merge(stages, replace(method, scaling=scaling)))
-        ratios = []
+    for value, weights in _candidates(stages, method, key):
+        encoder, ratios = encoder_with(stages, weights), []
         for task, rows, reference in zip(tasks, tokens, references, strict=True):
-            features = backbone.encode(encoder, rows, stages.run.evaluation.batch_size, f"λ {scaling:g}: {task.name}")
+            features = backbone.encode(encoder, rows, stages.run.evaluation.batch_size, f"{key} {value:g}: {task.name}")
             ratios.append(
                 normalized(
                     metrics[task.metric](oracle_answers(task, features, heads), task.splits[VALIDATION].labels),
                     reference,
                 )
             )
-        scores[scaling] = average_normalized(ratios) or 0.0
-    return choose("scaling", scores, tasks, VALIDATION)
+        scores[value] = average_normalized(ratios) or 0.0
+    return choose(key, scores, tasks, VALIDATION)
+
+
+def _candidates(stages: Stages, method: Any, key: str) -> Iterator[tuple[float, dict[str, Tensor]]]:
+    """Each value of the grid and what it merges to; where that is linear in λ, by one merge for all."""
+    if key != "scaling" or not kind_of(merge_methods[method.name].load()).linear:
+        yield from ((value, _merge(stages, replace(method, **{key: value}))) for value in method.grid)
+        return
+    start, whole = base_weights(stages), _merge(stages, replace(method, scaling=1.0))
+    for value in method.grid:
+        yield (
+            value,
+            {name: start[name].lerp(end, value) if end.is_floating_point() else end for name, end in whole.items()},
+        )
 
 
 def _own_validation(stages: Stages, index: int) -> dict[str, float]:
@@ -208,7 +210,7 @@ def dynamic(stages: Stages, folder: Path, scratch: Path) -> None:
     for task in tasks:
         tokens = tokens_of(stages, task, TEST)
         features = backbone.encode(
-            model, tokens, stages.run.inference.batch_size, f"twin: {task.name}", weights[task.name]
+            model, tokens, stages.run.inference.batch_size, f"{stages.method.name}: {task.name}", weights[task.name]
         )
         tensors |= {f"{task.name}.{key}": value for key, value in features.items()}
     checkpoints.save(tensors, folder / FEATURES)

@@ -11,7 +11,8 @@ from twin_merging.backbones.sources import checkpoint_bytes, largest_rank, layer
 from twin_merging.config import RunConfig
 from twin_merging.errors import UserError
 from twin_merging.pipeline.cache import Cache
-from twin_merging.pipeline.stages import ENCODER, Stages, check_layer, check_rank
+from twin_merging.pipeline.data_stages import check_classes
+from twin_merging.pipeline.stages import ENCODER, Stages
 
 TRAINING_COPIES = 9  # the best, the last and the next checkpoint, each with two optimizer states
 
@@ -33,8 +34,8 @@ def check_inputs(jobs: list[RunConfig]) -> None:
             needed = stages.task_source.assets(name)
             assets.fetch([asset for asset in needed if asset not in seen], stages.asset_folder)
             seen.update(needed)
-        check_rank(run, largest_rank(stages.backbone_source.folder))
-        check_layer(run, layers_of(stages.backbone_source.folder))
+        _check_rank(run, largest_rank(stages.backbone_source.folder))
+        _check_layer(run, layers_of(stages.backbone_source.folder))
         if stages.cache.find(stages.result) is None:
             _check_disk(stages)
             for stage in (*map(stages.data, stages.names), stages.base, *_imported(stages)):
@@ -43,6 +44,9 @@ def check_inputs(jobs: list[RunConfig]) -> None:
                 seen.add(stage.key)
             if run.cache == "write":
                 _check_parameters(stages)
+                if stages.is_twin:
+                    _check_budget(stages)
+                _check_tasks(stages)
 
 
 def _imported(stages: Stages) -> list:
@@ -56,6 +60,18 @@ def _check_parameters(stages: Stages) -> None:
     select(
         Checkpoint(stages.get(stages.base).path(ENCODER)), stages.run.parameters.include, stages.run.parameters.exclude
     )
+
+
+def _check_tasks(stages: Stages) -> None:
+    from twin_merging.pipeline.artefacts import tasks_of
+
+    check_classes(stages.method, {task.name: task.kind for task in tasks_of(stages)})
+
+
+def _check_budget(stages: Stages) -> None:
+    from twin_merging.pipeline.exclusive import check_budget
+
+    check_budget(stages)
 
 
 def _check_writable(key: str, folder: Path) -> None:
@@ -88,4 +104,24 @@ def _check_disk(stages: Stages) -> None:
             "the disk has too little room for what this run would write", key="paths.cache",
             found=f"{free / 1e6:.0f} MB free at {stages.cache.root}", expected=f"about {needed / 1e6:.0f} MB",
             hint="free some space or set paths.cache to another disk",
+        )  # fmt: skip
+
+
+def _check_layer(run: RunConfig, layers: int | None) -> None:
+    """Raise a UserError if ``router.layer`` is beyond the backbone's last."""
+    layer = getattr(run.router, "layer", -1)
+    if layers is not None and layer > layers:
+        raise UserError(
+            "this backbone has fewer layers", key="router.layer", found=layer, expected=f"-1 (the last) or 0 to {layers}",
+            nearest=str(layers),
+        )  # fmt: skip
+
+
+def _check_rank(run: RunConfig, largest: int | None) -> None:
+    """Raise a UserError if ``sparsifier.rank`` is more than any matrix of the backbone has."""
+    rank = getattr(run.sparsifier, "rank", None)
+    if rank is not None and largest is not None and rank > largest:
+        raise UserError(
+            "no matrix of this backbone has so high a rank", key="sparsifier.rank", found=rank, expected=f"1 to {largest}",
+            nearest=str(largest), hint="sparsifier=none keeps everything",
         )  # fmt: skip

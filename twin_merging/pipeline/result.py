@@ -19,11 +19,11 @@ from twin_merging.pipeline.artefacts import (
     ENCODER,
     FEATURES,
     features_of,
-    head_states,
     heads_of,
     routing_weights,
     tasks_of,
 )
+from twin_merging.pipeline.data_methods import answering_heads, bytes_of_heads
 from twin_merging.pipeline.stage import Stage, upstream
 from twin_merging.pipeline.stages import Stages
 from twin_merging.tasks.base import Task
@@ -39,15 +39,16 @@ def result(stages: Stages, folder: Path, scratch: Path) -> None:
         features |= features_of(
             stages, stage, [task for task in tasks if stage.name != "encode" or task.name in _names_in(stages, stage)]
         )
-    weights = routing_weights(stages, tasks) if stages.is_twin or run.evaluation.heads == "routed" else None
+    weights = routing_weights(stages, tasks) if stages.is_dynamic or run.evaluation.heads == "routed" else None
+    answering = answering_heads(stages, heads)
     score, entries = evaluations[run.evaluation.name].load(), {}
     for index, task in enumerate(tasks):
         reference = features_of(stages, stages.encoded_by_expert(index), [task])[task.name]
         if run.evaluation.heads == "oracle":
-            answers = oracle_answers(task, features[task.name], heads)
+            answers = oracle_answers(task, features[task.name], answering)
         else:
             assert weights is not None
-            answers = routed_answers(task, features[task.name], heads, weights[task.name].argmax(-1), tasks)
+            answers = routed_answers(task, features[task.name], answering, weights[task.name].argmax(-1), tasks)
         entries[task.name] = score(task, answers, oracle_answers(task, reference, heads))
     record = {
         **averages(entries), "reference": REFERENCE, "tasks": entries, "bytes_stored": _bytes_stored(stages), "choices": _choices(stages),
@@ -64,10 +65,9 @@ def _names_in(stages: Stages, stage: Stage) -> set[str]:
 
 def _bytes_stored(stages: Stages) -> int:
     """Bytes of what answering needs: encoders (or the shared one and the factors), heads, and the router if it is used."""
-    head_bytes = sum(tensor.nbytes for state in head_states(stages) for tensor in state.values())
     encoder_bytes = stages.get(stages.base).bytes(ENCODER)
-    total = head_bytes + encoder_bytes * (len(stages.names) if stages.method.name == "finetuned" else 1)
-    if stages.is_twin:
+    total = bytes_of_heads(stages) + encoder_bytes * (len(stages.names) if stages.method.name == "finetuned" else 1)
+    if stages.is_dynamic:
         total += stages.get(stages.exclusive).bytes("exclusive.safetensors")
     if stages.trains_router:
         total += stages.get(stages.router).bytes("router.safetensors")
@@ -79,7 +79,7 @@ def _costs(stages: Stages) -> dict[str, Any]:
     used = [stages.get(stage) for stage in upstream(stages.result)[:-1]]
     after = {
         stage.key
-        for part in (*stages.answered, *stages.routing)
+        for part in (*stages.answered, *stages.routing, *stages.learned)
         for stage in upstream(part)
         if stage.name not in BEFORE_MERGING
     }
@@ -117,6 +117,7 @@ def _choices(stages: Stages) -> list[dict[str, Any]]:
     ]
     if stages.shared.name == "merge":
         choices += stages.get(stages.shared).json("choices.json")
+    choices += [stages.get(stage).json("choice.json") for stage in stages.learned]
     if stages.trains_router:
         choices += stages.get(stages.router).json("router.json")["choices"]
     return choices

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,16 @@ class Stage:
         """20 hex digits of the SHA-256 of everything that determines the artefact."""
         identity = [self.name, self.version, self.options, [stage.key for stage in self.inputs]]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def by(module: str, function: str, *arguments: Any) -> Callable[[], Callable[[Path, Path], None]]:
+    """A function of a module beside this one, which is imported only when there is something to compute."""
+
+    def load() -> Callable[[Path, Path], None]:
+        loaded = importlib.import_module(f"twin_merging.pipeline.{module}")
+        return partial(getattr(loaded, function), *arguments)
+
+    return load
 
 
 def upstream(stage: Stage) -> list[Stage]:

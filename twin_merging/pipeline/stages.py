@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 from twin_merging import assets
 from twin_merging.backbones.sources import Source, locate
 from twin_merging.config import (
     RunConfig,
+    Svd,
     backbones,
     evaluations,
     finetunings,
@@ -22,15 +20,17 @@ from twin_merging.config import (
     sparsifiers,
     task_sources,
 )
-from twin_merging.errors import UserError, unknown
+from twin_merging.errors import unknown
+from twin_merging.pipeline import data_stages
 from twin_merging.pipeline.cache import Artefact, Cache
 from twin_merging.pipeline.environment import resolve_precision
-from twin_merging.pipeline.stage import Stage
+from twin_merging.pipeline.stage import Stage, by
 from twin_merging.tasks.base import TEST, VALIDATION
 from twin_merging.validation import to_plain
 
 ENCODER = "encoder.safetensors"  # the file of an artefact that is one encoder
 STATIC_NEEDS_NO_MERGE = "pretrained"
+SHARED_RANK = 64  # ranks up to this share one decomposition, larger ones that of all triplets
 
 
 class Stages:
@@ -51,6 +51,10 @@ class Stages:
         self.names = list(run.tasks.names)
         self.method = run.merge_method
         self.is_twin = hasattr(self.method, "shared")
+        self.is_surgery = hasattr(self.method, "merge")
+        self.is_joint = self.method.name == "multitask"
+        self.is_elected = self.method.name == "emr"
+        self.is_dynamic = self.is_twin or self.is_elected
 
     @cached_property
     def task_source(self) -> Any:
@@ -72,7 +76,7 @@ class Stages:
             "source": self.task_source.identity(name), "code": task_sources[self.run.tasks.name].code_hash(), "name": name, "rows": to_plain(self.run.tasks.rows),
             "limit": self.run.tasks.limit, "seed": self.run.tasks.split_seed,
         }  # fmt: skip
-        return Stage("data", name, options, (), _by("compute", "data", self, name))
+        return Stage("data", name, options, (), by("compute", "data", self, name))
 
     @cached_property
     def base(self) -> Stage:
@@ -82,7 +86,7 @@ class Stages:
             "class": self.run.backbone.name,
             "code": backbones[self.run.backbone.name].code_hash(),
         }
-        return Stage("base", self.run.backbone.pretrained, options, (), _by("compute", "base", self))
+        return Stage("base", self.run.backbone.pretrained, options, (), by("compute", "base", self))
 
     def expert(self, name: str) -> Stage:
         """θ_t and its head: fine-tuned here, or imported from ``experts.source``."""
@@ -92,14 +96,14 @@ class Stages:
             inputs = (self.base, self.data(name))
             options: Any = {"source": source.identity}
             return Stage(
-                "expert", f"{name} from {where}", options, inputs, _by("compute", "imported_expert", self, name, source)
+                "expert", f"{name} from {where}", options, inputs, by("compute", "imported_expert", self, name, source)
             )
         component = finetunings[self.run.finetune.name]
         options = {
             "finetune": to_plain(self.run.finetune), "code": component.code_hash(), "max_length": self.run.backbone.max_length,
             "precision": self.precision, "seed": self.run.seed,
         }  # fmt: skip
-        return Stage("expert", name, options, (self.base, self.data(name)), _by("compute", "expert", self, name))
+        return Stage("expert", name, options, (self.base, self.data(name)), by("compute", "expert", self, name))
 
     @cached_property
     def experts(self) -> list[Stage]:
@@ -115,31 +119,57 @@ class Stages:
             "method": to_plain(method),
             "code": component.code_hash(),
             "parameters": to_plain(self.run.parameters),
+            "seed": self.run.seed,  # of what a method draws at random
         }
-        inputs: tuple[Stage, ...] = (self.base, *self.experts)
+        inputs: tuple[Stage, ...] = (self.base, *self.experts, *data_stages.statistics(self, method))
         if getattr(method, "grid", None):
             options["precision"], options["max_length"] = self.precision, self.run.backbone.max_length
             inputs = (*inputs, *(self.data(name) for name in self.names))
         else:
             options["method"] = to_plain(replace(method, grid=None) if hasattr(method, "grid") else method)
-        return Stage("merge", method.name, options, inputs, _by("compute", "merged", self, method))
+        return Stage("merge", method.name, options, inputs, by("compute", "merged", self, method))
 
     @cached_property
     def shared(self) -> Stage:
         """The one encoder whose states the router reads: twin's shared expert, a static method's own, else θ₀."""
         if self.is_twin:
             return self.merged(self.method.shared)
-        return self.base if self.method.name == "finetuned" else self.merged(self.method)
+        if self.is_surgery:
+            return self.merged(self.method.merge)
+        if self.is_joint:
+            return data_stages.joint(self)
+        return self.base if self.is_elected or self.method.name == "finetuned" else self.merged(self.method)
 
     @cached_property
     def exclusive(self) -> Stage:
-        """v_t of every task, compressed."""
+        """v_t of every task, compressed; of emr, what all tasks share of their τ_t, and which of it is whose."""
+        if self.is_elected:
+            options: Any = {"method": to_plain(self.method), "parameters": to_plain(self.run.parameters)}
+            inputs: tuple[Stage, ...] = (self.base, *self.experts)
+            return Stage("exclusive", "one vector, masks, rescalers", options, inputs, by("elected", "exclusive", self))
         component = sparsifiers[self.run.sparsifier.name]
         options = {
             "sparsifier": to_plain(self.run.sparsifier), "code": component.code_hash(), "parameters": to_plain(self.run.parameters),
+            "seed": self.run.seed,
         }  # fmt: skip
         inputs = (self.base, *self.experts, self.shared)
-        return Stage("exclusive", describe(self.run.sparsifier), options, inputs, _by("compute", "exclusive", self))
+        if isinstance(self.run.sparsifier, Svd):
+            inputs = (*inputs, self.basis)
+        return Stage(
+            "exclusive", describe(self.run.sparsifier), options, inputs, by("exclusive", "exclusive", self), version=2
+        )
+
+    @cached_property
+    def basis(self) -> Stage:
+        """Singular values and vectors of θ_t − θ_s, which serve every rank up to a cap."""
+        svd = self.run.sparsifier
+        cap = shared_rank(svd)
+        options = {
+            "cap": cap, "solver": svd.solver, "code": sparsifiers[svd.name].code_hash(),
+            "parameters": to_plain(self.run.parameters),
+        }  # fmt: skip
+        label = f"singular vectors, {'all' if cap is None else cap} a matrix"
+        return Stage("basis", label, options, (self.base, *self.experts, self.shared), by("exclusive", "basis", self))
 
     def encoded(self, encoder: Stage, split: str, names: list[str], label: str, layer: int = -1) -> Stage:
         """A static encoder's features of one split of some tasks; those for the router come from ``layer``."""
@@ -147,13 +177,13 @@ class Stages:
             "split": split, "precision": self.precision, "max_length": self.run.backbone.max_length, "layer": layer,
         }  # fmt: skip
         inputs = (encoder, *(self.data(name) for name in names))
-        load = _by("compute", "encoded", self, encoder, split, names, label, layer)
+        load = by("compute", "encoded", self, encoder, split, names, label, layer)
         return Stage("encode", f"{split} rows by {label}", options, inputs, load)
 
-    def encoded_by_expert(self, index: int) -> Stage:
-        """An expert's features of its own test rows: the reference of normalized scores."""
+    def encoded_by_expert(self, index: int, split: str = TEST) -> Stage:
+        """An expert's features of its own rows; of test rows they are the reference of normalized scores."""
         name = self.names[index]
-        return self.encoded(self.experts[index], TEST, [name], f"the {name} expert")
+        return self.encoded(self.experts[index], split, [name], f"the {name} expert")
 
     def encoded_by_shared(self, split: str) -> Stage:
         """The shared encoder's features of all tasks."""
@@ -166,12 +196,12 @@ class Stages:
         component = routers[self.run.router.name]
         options = {"router": to_plain(self.run.router), "code": component.code_hash(), "seed": self.run.seed}
         inputs = (self.encoded_by_shared(VALIDATION), *(self.data(name) for name in self.names))
-        return Stage("router", self.run.router.name, options, inputs, _by("compute", "router", self))
+        return Stage("router", self.run.router.name, options, inputs, by("compute", "router", self))
 
     @property
     def trains_router(self) -> bool:
         """Whether this job needs a trained router."""
-        return self.run.router.name != "oracle" and (self.is_twin or self.run.evaluation.heads == "routed")
+        return self.run.router.name != "oracle" and (self.is_dynamic or self.run.evaluation.heads == "routed")
 
     @property
     def routing(self) -> tuple[Stage, ...]:
@@ -186,22 +216,29 @@ class Stages:
             "max_length": self.run.backbone.max_length,
         }  # fmt: skip
         inputs = (self.shared, self.exclusive, *self.routing, *(self.data(name) for name in self.names))
-        return Stage("dynamic", "test rows, merged anew for each", options, inputs, _by("compute", "dynamic", self))
+        return Stage("dynamic", "test rows, merged anew for each", options, inputs, by("compute", "dynamic", self))
 
     @property
     def answered(self) -> list[Stage]:
         """The stages whose features of test rows the heads answer from."""
-        if self.is_twin:
+        if self.is_dynamic:
             return [self.dynamic]
         if self.method.name == "finetuned":
             return [self.encoded_by_expert(index) for index in range(len(self.names))]
         return [self.encoded_by_shared(TEST)]
 
+    @property
+    def learned(self) -> tuple[Stage, ...]:
+        """What heads need that are not the experts' own: surgery's adapters, or those of joint training."""
+        if self.is_surgery:
+            return (data_stages.adapters(self),)
+        return (data_stages.joint(self),) if self.is_joint else ()
+
     @cached_property
     def result(self) -> Stage:
         """Scores, bytes, routing and choices of the job."""
         references = [self.encoded_by_expert(index) for index in range(len(self.names))]
-        inputs = (*self.experts, *references, *self.answered, *self.routing)
+        inputs = (*self.experts, *references, *self.answered, *self.routing, *self.learned)
         options = {
             "method": to_plain(self.method),
             "sparsifier": describe(self.run.sparsifier),
@@ -209,12 +246,16 @@ class Stages:
             "code": evaluations[self.run.evaluation.name].code_hash(),
         }
         return Stage(
-            "result", f"{self.label}, {self.run.evaluation.heads} heads", options, inputs, _by("result", "result", self)
+            "result", f"{self.label}, {self.run.evaluation.heads} heads", options, inputs, by("result", "result", self)
         )
 
     @property
     def label(self) -> str:
         """The method's name in tables."""
+        if self.is_surgery:
+            return f"{self.method.name} ({self.method.merge.name})"
+        if self.is_elected and self.run.router.name == "oracle":
+            return f"{self.method.name} (oracle router)"
         if not self.is_twin:
             return self.method.name
         shared = "" if self.method.shared.name == "task_arithmetic" else f"{self.method.shared.name} + "
@@ -224,6 +265,11 @@ class Stages:
     def get(self, stage: Stage) -> Artefact:
         """A stage's artefact."""
         return self.cache.get(stage)
+
+
+def shared_rank(svd: Svd) -> int | None:
+    """How many singular triplets of each matrix are found, so that other ranks need no decomposition of their own."""
+    return SHARED_RANK if svd.rank is not None and svd.rank <= SHARED_RANK else None
 
 
 def describe(sparsifier: Any) -> str:
@@ -239,33 +285,3 @@ def describe(sparsifier: Any) -> str:
 def _determining(options: Any) -> dict[str, Any]:
     """A component's options but for the batch size, which changes the speed and not the outcome."""
     return {key: value for key, value in to_plain(options).items() if key != "batch_size"}
-
-
-def _by(module: str, function: str, *arguments: Any) -> Callable[[], Callable[[Path, Path], None]]:
-    """A function of a module beside this one, which is imported only when there is something to compute."""
-
-    def load() -> Callable[[Path, Path], None]:
-        loaded = importlib.import_module(f"twin_merging.pipeline.{module}")
-        return partial(getattr(loaded, function), *arguments)
-
-    return load
-
-
-def check_layer(run: RunConfig, layers: int | None) -> None:
-    """Raise a UserError if ``router.layer`` is beyond the backbone's last."""
-    layer = getattr(run.router, "layer", -1)
-    if layers is not None and layer > layers:
-        raise UserError(
-            "this backbone has fewer layers", key="router.layer", found=layer, expected=f"-1 (the last) or 0 to {layers}",
-            nearest=str(layers),
-        )  # fmt: skip
-
-
-def check_rank(run: RunConfig, largest: int | None) -> None:
-    """Raise a UserError if ``sparsifier.rank`` is more than any matrix of the backbone has."""
-    rank = getattr(run.sparsifier, "rank", None)
-    if rank is not None and largest is not None and rank > largest:
-        raise UserError(
-            "no matrix of this backbone has so high a rank", key="sparsifier.rank", found=rank, expected=f"1 to {largest}",
-            nearest=str(largest), hint="sparsifier=none keeps everything",
-        )  # fmt: skip

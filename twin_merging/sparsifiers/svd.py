@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from twin_merging.config import Svd
+from twin_merging.merging.method import At, static
+from twin_merging.sparsifiers.ranks import Matrix, choose_ranks, fixed_rank, needs_whole_spectrum
+from twin_merging.sparsifiers.spectrum import spectrum
+
+NOWHERE = At()
 
 
 class Factors(NamedTuple):
@@ -19,47 +23,42 @@ class Factors(NamedTuple):
     V: Tensor
 
 
-def truncate(deltas: Tensor, options: Svd) -> Factors | Tensor:
+@static(needs="spectra")
+def truncate(deltas: Tensor, options: Svd, at: At = NOWHERE) -> Factors | Tensor:
     """The best rank-r approximation of each task's matrix (Eckart-Young); what is not 2-D is kept whole.
 
     Args:
         deltas: exclusive knowledge of one parameter, (T, *shape).
-        options: ``rank``, ``fraction`` or ``budget`` give r; at most min(m, n) is used.
+        options: say r, see ``choose_ranks``. A budget is this parameter's alone if it has to be decomposed here.
+        at: its ``statistic`` is V (T, min(m, n), r) where it was found before; else the matrices are decomposed here.
     """
     if deltas.dim() != 3:
         return deltas
-    r = rank_for(deltas.shape[1], deltas.shape[2], options)
-    return decompose(deltas, r)
+    if at.statistic is not None:
+        return factors(deltas, at.statistic)
+    _, m, n = deltas.shape
+    cap = None if needs_whole_spectrum(options) else fixed_rank(m, n, options)
+    found = [spectrum(delta, cap, options.solver) for delta in deltas]
+    S, V = torch.stack([each.S for each in found]), torch.stack([each.V for each in found])
+    r = choose_ranks({at.name: Matrix(S, m, n)}, options, options.budget or 0)[at.name]
+    return factors(deltas, V[..., :r])
 
 
-def rank_for(m: int, n: int, options: Svd) -> int:
-    """r of an m × n matrix: ``rank``; ⌊fraction·min(m, n)⌋; or the most that ⌊budget·m·n⌋ numbers hold at m + n + 1 each.
-
-    At least 1, at most min(m, n).
-    """
-    if options.fraction is not None:
-        r = math.floor(options.fraction * min(m, n))
-    elif options.budget is not None:
-        r = math.floor(options.budget * m * n / (m + n + 1))
-    else:
-        assert options.rank is not None
-        r = options.rank
-    return max(1, min(r, m, n))
+def decompose(matrices: Tensor, r: int, solver: str = "exact") -> Factors:
+    """The top r singular triplets of each matrix of (T, m, n); ``solver`` as in ``spectrum``."""
+    return factors(matrices, torch.stack([spectrum(matrix, r, solver).V for matrix in matrices]))
 
 
-def decompose(matrices: Tensor, r: int) -> Factors:
-    """The top r singular triplets of each matrix of (T, m, n), by the eigen-decomposition of the smaller Gram matrix.
+def factors(matrices: Tensor, V: Tensor) -> Factors:
+    """U and S that belong to singular vectors of the shorter side: U S = D V, one product whatever the rank.
 
-    In float64, so that what the squaring of the singular values loses (1e-16·σ₁², that is 1e-8·σ₁) lies below
-    float32's own rounding; unlike the divide-and-conquer SVD it converges on rank-deficient matrices.
+    Args:
+        matrices: D, (T, m, n).
+        V: (T, min(m, n), r).
     """
     if matrices.shape[1] < matrices.shape[2]:
-        U, S, V = decompose(matrices.mT, r)
-        return Factors(V, S, U)
-    wide = matrices.double()
-    _, vectors = torch.linalg.eigh(wide.mT @ wide)
-    V = vectors[..., -r:].flip(-1)
-    US = wide @ V
-    S = US.norm(dim=1)
-    U = US / S.clamp_min(torch.finfo(torch.float64).tiny).unsqueeze(1)
-    return Factors(U.to(matrices.dtype), S.to(matrices.dtype), V.to(matrices.dtype))
+        V_, S, U = factors(matrices.mT, V)
+        return Factors(U, S, V_)
+    US = matrices @ V
+    S = torch.linalg.vector_norm(US, dim=1, dtype=torch.float64).to(US.dtype)  # squares of 1e-30 vanish in float32
+    return Factors(US / S.clamp_min(torch.finfo(S.dtype).tiny).unsqueeze(1), S, V)

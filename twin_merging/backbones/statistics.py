@@ -1,0 +1,245 @@
+"""What a model's layers see and how its answers depend on them, collected by hooks while batches pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone, Tokens
+from twin_merging.errors import UserError
+from twin_merging.progress import progress
+
+CHUNK = 1 << 21  # numbers of per-example gradients that are in memory at a time: so many stay in cache
+
+
+def batches(
+    backbone: SequenceClassifierBackbone, tokens: Tokens, batch_size: int, label: str
+) -> Iterator[tuple[list[int], Any]]:
+    """(row numbers, padded batch on the backbone's device), batched by length."""
+    order = tokens.by_length()
+    with progress(label, len(order), "rows") as bar:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            yield (
+                rows,
+                backbone.tokenizer.pad([tokens.rows[row] for row in rows], return_tensors="pt").to(backbone.device),
+            )
+            bar.advance(len(rows))
+
+
+@torch.inference_mode()
+def grams(
+    backbone: SequenceClassifierBackbone, encoder: nn.Module, tokens: Tokens, batch_size: int, label: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """G = XᵀX of the inputs X (real tokens, in) of every linear layer, float32 (Jin et al., 2023, section 3).
+
+    Returns:
+        G by a layer's name, and for every linear weight by its parameter name, the layer whose G is its own: layers that
+        read the same tensor share one.
+    """
+    encoder.to(backbone.device).eval()
+    totals: dict[str, Tensor] = {}
+    layer_of: dict[str, str] = {}
+    mask, last = torch.empty(0), ("", torch.empty(0))
+
+    def see(name: str, module: nn.Linear, inputs: tuple[Tensor]) -> None:
+        nonlocal last
+        (states,) = inputs
+        if states is not last[1]:
+            last = name, states
+        layer_of[f"{name}.weight"] = last[0]
+        if last[0] == name:
+            real = states[mask] if states.shape[:-1] == mask.shape else states.flatten(0, -2)
+            real = real.float()
+            total = totals.setdefault(name, real.new_zeros(real.shape[1], real.shape[1]))
+            total.addmm_(real.T, real)
+
+    layers = {name: module for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
+    with _hooks(module.register_forward_pre_hook(partial(see, name)) for name, module in layers.items()):
+        for _, batch in batches(backbone, tokens, batch_size, label):
+            mask = batch["attention_mask"].bool()
+            with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.autocast):
+                encoder(**batch)
+    return totals, layer_of
+
+
+def diagonal_fisher(
+    backbone: SequenceClassifierBackbone, model: Any, tokens: Tokens, labels: str, truth: list, batch_size: int, seed: int, label: str,
+) -> dict[str, Tensor]:  # fmt: skip
+    """F = (1/N) Σ_x E_y (∂ log p(y|x) / ∂θ)², entry by entry, of a model's encoder (Matena & Raffel, 2022, equation 3).
+
+    A regression is a Gaussian of variance 1 around its answer. All examples of a batch go back at once, a label at a time.
+
+    Args:
+        model: encoder and head of one expert.
+        labels: ``expectation`` over y under the model's own p(y|x), y ``sampled`` from it, or the ``true`` y.
+        truth: the true labels of the rows, read for ``true`` only.
+        seed: of the sampling.
+
+    Raises:
+        UserError: if the encoder has a layer whose per-example gradients are not known.
+    """
+    model.to(backbone.device).eval().requires_grad_(False)
+    squares = _Squares(backbone.encoder(model))
+    generator = torch.Generator().manual_seed(seed)
+    with squares.hooks():
+        for rows, batch in batches(backbone, tokens, batch_size, label):
+            squares.start(len(rows))
+            with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.autocast):
+                logits = model(**batch).logits
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            squares.check()
+            own = torch.tensor([truth[row] for row in rows], device=backbone.device) if labels == "true" else None
+            terms = _log_likelihoods(logits, model.config.problem_type == "regression", labels, own, generator)
+            for term in terms:
+                term.backward(retain_graph=True)
+    return {name: total / len(tokens.rows) for name, total in squares.totals.items()}
+
+
+def _log_likelihoods(
+    logits: Tensor, regression: bool, labels: str, own: Tensor | None, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Sums over examples whose per-example gradients, squared and added up, make E_y (∂ log p(y|x))²."""
+    if regression:
+        answers = logits.flatten()
+        residuals = {
+            "expectation": lambda: torch.ones_like(answers),  # E ε² = 1
+            "sampled": lambda: torch.randn(len(answers), generator=generator).to(answers),
+            "true": lambda: (own - answers).detach(),  # type: ignore[operator]
+        }[labels]()
+        yield (residuals * answers).sum()
+        return
+    log_p = logits.log_softmax(-1)
+    p = log_p.detach().exp()
+    if labels == "expectation":
+        for label in range(p.shape[1]):
+            yield (p[:, label].sqrt() * log_p[:, label]).sum()
+    else:
+        chosen = own if own is not None else torch.multinomial(p.cpu(), 1, generator=generator).flatten().to(p.device)
+        yield log_p.gather(1, chosen.unsqueeze(1)).sum()
+
+
+class _Squares:
+    """Σ over examples of each parameter's squared gradient, added up at every backward pass.
+
+    Weights need no gradient of their own: graphs start at the embeddings' outputs, and each layer's hook makes the
+    per-example gradients of its parameters from its inputs and the gradient of its outputs.
+    """
+
+    def __init__(self, encoder: nn.Module):
+        self.totals = {name: torch.zeros_like(parameter) for name, parameter in encoder.named_parameters()}
+        self._layers = {
+            name: module for name, module in encoder.named_modules() if list(module.parameters(recurse=False))
+        }
+        for name, module in self._layers.items():
+            if type(module) not in RULES:
+                raise _not_known(name, module)
+        self._examples, self._called = 0, set[str]()
+
+    def start(self, examples: int) -> None:
+        """Before a forward pass of so many examples."""
+        self._examples, self._called = examples, set()
+
+    def check(self) -> None:
+        """After a forward pass: a layer that was not called may have its parameters read in another way."""
+        for name in self._layers.keys() - self._called:
+            raise _not_known(name, self._layers[name])
+
+    def hooks(self):
+        """Context in which the encoder's layers are watched."""
+        embeddings = [module for module in self._layers.values() if isinstance(module, nn.Embedding)]
+        return _hooks(
+            [
+                *(module.register_forward_pre_hook(self._expand) for module in embeddings),
+                *(module.register_forward_hook(partial(self._watch, name)) for name, module in self._layers.items()),
+            ]
+        )
+
+    def _expand(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        """Give each example its own positions, which architectures look up once for all."""
+        (ids,) = inputs
+        return (ids.expand(self._examples, *ids.shape[1:]) if len(ids) == 1 else ids,)
+
+    def _watch(self, name: str, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        if name in self._called or len(output) != self._examples:
+            raise _not_known(name, module)
+        self._called.add(name)
+        if isinstance(module, nn.Embedding):
+            output = output.detach().requires_grad_().clone()
+        output.register_hook(partial(self._add, name, module, inputs[0].detach()))
+        return output
+
+    def _add(self, name: str, module: nn.Module, states: Tensor, gradient: Tensor) -> None:
+        with torch.autocast(gradient.device.type, enabled=False):
+            totals = {key: self.totals[f"{name}.{key}"] for key, _ in module.named_parameters(recurse=False)}
+            RULES[type(module)](module, states, gradient, totals)
+
+
+def _linear(module: nn.Linear, states: Tensor, gradient: Tensor, totals: dict[str, Tensor]) -> None:
+    states, weight = states.to(gradient.dtype), totals["weight"]
+    if gradient.dim() == 2:  # one token an example: the square of a product is the product of squares
+        weight.addmm_(gradient.square().T.to(weight.dtype), states.square().to(weight.dtype))
+    else:
+        states, columns = states.flatten(1, -2), gradient.flatten(1, -2).transpose(1, 2)
+        size = max(1, CHUNK // (len(states) * weight.shape[1]))  # rows of the weight, of all examples at once
+        for part, total in zip(columns.split(size, dim=1), weight.split(size), strict=True):
+            total += torch.bmm(part, states).to(weight.dtype).square_().sum(0)
+    if "bias" in totals:
+        totals["bias"] += _over_tokens(gradient, weight.dtype).square().sum(0)
+
+
+def _layer_norm(module: nn.LayerNorm, states: Tensor, gradient: Tensor, totals: dict[str, Tensor]) -> None:
+    dtype = totals["weight"].dtype
+    normal = functional.layer_norm(states.to(dtype), module.normalized_shape, eps=module.eps)
+    totals["weight"] += _over_tokens(gradient.to(dtype) * normal, dtype).square().sum(0)
+    if "bias" in totals:
+        totals["bias"] += _over_tokens(gradient, dtype).square().sum(0)
+
+
+def _embedding(module: nn.Embedding, ids: Tensor, gradient: Tensor, totals: dict[str, Tensor]) -> None:
+    """Only rows that an example looks up have a gradient; a row looked up twice has the sum of both."""
+    weight = totals["weight"]
+    examples = torch.arange(len(ids), device=ids.device).view(-1, *[1] * (ids.dim() - 1))
+    lookups, place = (examples * len(weight) + ids).flatten().unique(return_inverse=True)
+    sums = weight.new_zeros(len(lookups), weight.shape[1]).index_add_(
+        0, place, gradient.flatten(0, -2).to(weight.dtype)
+    )
+    if module.padding_idx is not None:
+        sums[lookups % len(weight) == module.padding_idx] = 0  # torch never trains this row
+    weight.index_add_(0, lookups % len(weight), sums.square_())
+
+
+RULES: dict[type, Callable[[Any, Tensor, Tensor, dict[str, Tensor]], None]] = {
+    nn.Linear: _linear,
+    nn.LayerNorm: _layer_norm,
+    nn.Embedding: _embedding,
+}
+
+
+def _over_tokens(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum of all dimensions but the first and the last: (examples, n)."""
+    return values.to(dtype).reshape(len(values), -1, values.shape[-1]).sum(1)
+
+
+def _not_known(name: str, module: nn.Module) -> UserError:
+    return UserError(
+        "the gradient of each single example is not known for this layer", key="merge_method.name",
+        found=f"fisher with {name} ({type(module).__name__})",
+        expected="an encoder of linear layers, embeddings and layer norms, each called once, such as BERT or RoBERTa",
+    )  # fmt: skip
+
+
+@contextmanager
+def _hooks(handles) -> Iterator[None]:
+    handles = list(handles)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

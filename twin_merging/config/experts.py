@@ -1,0 +1,92 @@
+"""Options of what experts are made of: backbone, tasks, fine-tuning, and which parameters merge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from twin_merging.config.option import TINY, option
+from twin_merging.config.registries import backbones, finetunings, task_sources
+
+
+@dataclass
+class SequenceClassifier:
+    """An encoder of the Hugging Face hub, of a folder or of the offline assets, with one head a task."""
+
+    name: str = "sequence_classifier"
+    pretrained: str = option("???", "asset:NAME, a folder, or a hub name")
+    revision: str | None = option(None, "hub commit, branch or tag; a commit pins the weights")
+    max_length: int = option(128, "tokens an input is cut to", low=2)
+    trust_remote_code: bool = option(False, "run modelling code that comes with the weights")
+
+
+@dataclass
+class Rows:
+    """Rows of each split, at most; null takes all there are. What a source does not split itself is split by seed."""
+
+    train: int | None = option(None, "rows to fine-tune on", low=1)
+    validation: int | None = option(None, "rows of the training set held out: epochs, λ and router", low=1)
+    test: int | None = option(None, "rows to evaluate on", low=1)
+
+
+@dataclass
+class Tasks:
+    """Tasks by name from one source."""
+
+    name: str = "offline_text"
+    names: list[str] = option([], "which tasks, in this order")
+    rows: Rows = field(default_factory=Rows)
+    limit: int | None = option(None, "rows of any split, at most: for a quick look", low=1)
+    split_seed: int = option(0, "seed of the sampling and of the splits", low=0)
+
+
+@dataclass
+class FullFineTuning:
+    """Fine-tune all parameters; the epoch that is best on validation is kept."""
+
+    name: str = "full"
+    epochs: int = option(10, "passes over the training rows", low=1)
+    lr: float = option(1e-5, "learning rate of the encoder", low=TINY, high=1)
+    head_lr: float | None = option(None, "learning rate of the new head; null: lr", low=TINY, high=1)
+    batch_size: int = option(64, "rows a step", low=1)
+    weight_decay: float = option(0.01, "AdamW weight decay", low=0, high=1)
+    warmup: float = option(0.06, "share of the steps that warm up", low=0, high=1)
+    backbone_dropout: float | None = option(
+        None, "dropout in the backbone while training; null: its own", low=0, high=1
+    )
+    scheduler: str = option("linear", "learning-rate schedule", choices=("linear", "cosine", "constant_with_warmup"))
+
+
+@dataclass
+class LoraFineTuning(FullFineTuning):
+    """Fine-tune low-rank adapters ΔW = (α/r)·BA on the linear layers; the head is trained in full."""
+
+    name: str = "lora"
+    rank: int = option(32, "r", low=1)
+    alpha: int = option(16, "α", low=1)
+    dropout: float = option(0.05, "dropout before A", low=0, high=1)
+    targets: str = option("all-linear", "all-linear, or a regular expression over module names")
+
+
+@dataclass
+class Experts:
+    """Where experts come from: fine-tuned here, or published checkpoints."""
+
+    source: str | None = option(None, "folder or hub name with {task} in it; null: fine-tune here")
+
+
+@dataclass
+class Parameters:
+    """What merges: encoder parameters whose name some ``include`` pattern matches and no ``exclude`` pattern does."""
+
+    include: list[str] = option([".*"], "regular expressions over encoder parameter names")
+    exclude: list[str] = option([], "the same; the authors' GLUE code has .*bias.*")
+
+
+backbones.add(
+    "sequence_classifier", SequenceClassifier, "twin_merging.backbones.sequence_classifier:SequenceClassifierBackbone"
+)
+task_sources.add("offline_text", Tasks, "twin_merging.tasks.offline_text:OfflineText")
+task_sources.add("glue", Tasks, "twin_merging.tasks.glue:Glue")
+task_sources.add("local_text", Tasks, "twin_merging.tasks.local_text:LocalText")
+finetunings.add("full", FullFineTuning, "twin_merging.experts.fine_tuning:full_fine_tuning")
+finetunings.add("lora", LoraFineTuning, "twin_merging.experts.lora:lora_fine_tuning")

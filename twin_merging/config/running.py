@@ -1,0 +1,111 @@
+"""Options of routing, inference, evaluation, tracking and folders; and the whole of one job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from twin_merging.config.experts import Experts, Parameters
+from twin_merging.config.option import TINY, option
+from twin_merging.config.registries import evaluations, inferences, path_layouts, routers, trackers
+
+
+@dataclass
+class MlpRouter:
+    """softmax(R(mean of the last layer's token states)): three linear layers d → 2d → 2d → T."""
+
+    name: str = "mlp"
+    epochs: int = option(10, "passes over the router's rows", low=1)
+    lr: float = option(5e-4, "Adam learning rate", low=TINY, high=1)
+    batch_size: int = option(64, "rows a step", low=2)
+    dropout: float = option(0.5, "dropout between the layers", low=0, high=1)
+    rows: int | None = option(1000, "validation rows a task, at most", low=10)
+    holdout: float = option(0.2, "share of those rows kept for choosing epoch and temperature", low=0.05, high=0.5)
+    layer: int = option(
+        -1, "layer whose mean token states it reads: -1 the last (the paper's), 0 the embeddings", low=-1
+    )
+    temperature: float | None = option(1.0, "softmax temperature; null: calibrate on the holdout", low=TINY, high=100)
+
+
+@dataclass
+class OracleRouter:
+    """One-hot on the true task: what a perfect router would give. Needs the task, so it is a bound, not a method."""
+
+    name: str = "oracle"
+
+
+@dataclass
+class Exact:
+    """Exact weights for each example, a batch in one pass."""
+
+    name: str = "exact"
+    batch_size: int = option(64, "rows a forward pass", low=1)
+
+
+@dataclass
+class Scores:
+    """Raw and normalized scores on the test split."""
+
+    name: str = "scores"
+    heads: str = option(
+        "oracle", "whose head answers: the true task's, or the router's top task's", choices=("oracle", "routed")
+    )
+    batch_size: int = option(64, "rows a forward pass of a static model", low=1)
+
+
+@dataclass
+class Tracker:
+    """Where scalars, the table and the pictures go besides results.json."""
+
+    name: str = "jsonl"
+    project: str = option("twin_merging", "project that runs are filed under")
+    entity: str | None = option(None, "wandb user or team")
+    mode: str = option("offline", "wandb mode; online needs a login", choices=("offline", "online", "disabled"))
+
+
+@dataclass
+class Paths:
+    """Folders; relative ones start where the command was started."""
+
+    name: str = "default"
+    outputs: str = option("outputs", "results, tables, figures")
+    cache: str = option("outputs/cache", "stages' artefacts")
+    assets: str | None = option(None, "offline models and data; null: the user's cache folder")
+    data: str | None = option(None, "a local mirror of datasets")
+
+
+routers.add("mlp", MlpRouter, "twin_merging.routers.mlp:MlpRouter")
+routers.add("oracle", OracleRouter, "twin_merging.routers.oracle:oracle_weights")
+inferences.add("exact", Exact, "twin_merging.dynamic.model:TwinMergedModel")
+evaluations.add("scores", Scores, "twin_merging.evaluation.scoring:score")
+trackers.add("none", Tracker, "twin_merging.trackers:NoTracker")
+trackers.add("jsonl", Tracker, "twin_merging.trackers:JsonlTracker")
+trackers.add("wandb", Tracker, "twin_merging.trackers:WandbTracker")
+trackers.add("tensorboard", Tracker, "twin_merging.trackers:TensorboardTracker")
+path_layouts.add("default", Paths, "twin_merging.config:Paths")
+
+
+@dataclass
+class RunConfig:
+    """One job: the groups' components with their options, and what belongs to no group."""
+
+    backbone: Any
+    tasks: Any
+    merge_method: Any
+    sparsifier: Any
+    router: Any
+    finetune: Any
+    inference: Any
+    evaluation: Any
+    tracker: Any
+    paths: Any
+    experts: Experts = field(default_factory=Experts)
+    parameters: Parameters = field(default_factory=Parameters)
+    exp: str = option("custom", "name of the experiment: the folder under outputs/")
+    seed: int = option(0, "seed of training, merging and routing", low=0, high=2**32 - 1)
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: str = option("auto", "auto: bf16 where the processor has it", choices=("auto", "fp32", "bf16"))
+    cache: str = option(
+        "write", "off: no cache; read: add nothing to it; write: read and add", choices=("off", "read", "write")
+    )
+    plugins: list[str] = option([], "modules to import that register components")

@@ -1,0 +1,34 @@
+"""Exclusive knowledge as it lies in a file: ``NAME.FIELD`` of factors and sparse numbers, ``NAME`` of what is kept whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from twin_merging.sparsifiers.sparse import Sparse
+from twin_merging.sparsifiers.svd import Factors
+
+
+def tensors_of(name: str, kept: Any) -> dict[str, Tensor]:
+    """What is stored of one parameter; nothing of a matrix that keeps no triplet."""
+    if isinstance(kept, Tensor):
+        return {name: kept}
+    if isinstance(kept, Factors) and not kept.S.numel():
+        return {}
+    return {f"{name}.{field}": part for field, part in kept._asdict().items()}
+
+
+def read_back(stored: Mapping[str, Tensor]) -> dict[str, Factors | Sparse | Tensor]:
+    """What the tensors of a file were made of, by parameter."""
+    fields: dict[str, dict[str, str]] = {}
+    for name in stored:
+        owner, _, field = name.rpartition(".")
+        fields.setdefault(owner, {})[field] = name
+    kept: dict[str, Factors | Sparse | Tensor] = {}
+    for owner, names in fields.items():
+        kind = next((kind for kind in (Factors, Sparse) if set(names) == set(kind._fields)), None)
+        read = {field: stored[name] for field, name in names.items()}
+        kept |= {owner: kind(**read)} if kind else {names[field]: whole for field, whole in read.items()}
+    return kept
