@@ -1,0 +1,119 @@
+"""A twin in a folder: the shared expert, compressed exclusive knowledge, and how they become one model again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from twin_merging import checkpoints
+from twin_merging.checkpoints import Checkpoint
+from twin_merging.config import sparsifiers
+from twin_merging.errors import UserError
+from twin_merging.mapped import MappedCheckpoint
+from twin_merging.merging.apply import modularize
+from twin_merging.merging.twin import exclusive_knowledge
+from twin_merging.sparsifiers.stored import read_back, tensors_of
+from twin_merging.standalone.adapter_twin import factored_knowledge
+from twin_merging.standalone.layout import Layout
+from twin_merging.standalone.options import MergeOptions
+from twin_merging.standalone.sources import Source
+from twin_merging.standalone.writing import write_model
+from twin_merging.validation import to_plain
+
+if TYPE_CHECKING:
+    from twin_merging.dynamic.model import TwinMergedModel
+
+SHARED, EXCLUSIVE, ROUTER, RECORD = "shared", "exclusive.safetensors", "router.safetensors", "twin.json"
+
+USAGE = """```python
+import torch
+from twin_merging.standalone import load_twin
+
+model = load_twin(FOLDER)  # this folder
+weights = torch.tensor([{example}])  # w(x): a row an example, a column an expert: {names}
+output = model(input_ids=INPUT_IDS, weights=weights)  # θ_s + Σ_t w_t(x) v_t for each row; without weights θ_s alone
+```"""
+
+
+def write_twin(
+    options: MergeOptions, shared: Any, base: Source, experts: Sequence[Source], layout: Layout, folder: Path
+) -> list[str]:
+    """Write the shared expert that ``shared`` merges, v_t = sparsify(θ_t − θ_s) of all experts, and what they are.
+
+    Returns:
+        The weight files' names.
+    """
+    place = folder / SHARED
+    place.mkdir(exist_ok=True)
+    files = [f"{SHARED}/{name}" for name in write_model(options, shared, base, layout, place)]
+    if not (folder / EXCLUSIVE).is_file():
+        compressed: Iterator[tuple[str, Any]] | None = factored_knowledge(options, shared, layout)
+        if compressed is None:
+            knowledge = exclusive_knowledge(MappedCheckpoint(place), layout.experts, layout.selected)
+            sparsify = sparsifiers[options.sparsifier.name].load()
+            compressed = modularize(sparsify, options.sparsifier, knowledge, seed=options.seed)
+        tensors: dict[str, Tensor] = {}
+        for name, kept in compressed:
+            tensors |= tensors_of(name, kept)
+        checkpoints.save(tensors, folder / EXCLUSIVE)
+    if options.router is not None:
+        shutil.copyfile(options.router, folder / ROUTER)
+    record = {
+        "experts": names_of(experts),
+        "merge_method": to_plain(options.merge_method),
+        "sparsifier": to_plain(options.sparsifier),
+        "bytes": {
+            SHARED: sum((folder / file).stat().st_size for file in files),
+            EXCLUSIVE: (folder / EXCLUSIVE).stat().st_size,
+        },
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False))
+    return [*files, EXCLUSIVE]
+
+
+def usage_of(experts: Sequence[Source]) -> str:
+    """The card's lines on how to load it."""
+    row = [0.0] * len(experts)
+    row[0] = 1.0
+    return USAGE.format(example=row, names=", ".join(names_of(experts)))
+
+
+def names_of(experts: Sequence[Source]) -> list[str]:
+    """What each column of the weights belongs to."""
+    return [
+        str(source.origin.get("hub") or source.origin.get("asset") or source.origin["folder"]) for source in experts
+    ]
+
+
+def load_twin(folder: str | Path) -> TwinMergedModel:
+    """The model of a folder that ``merge.py merge_method=twin`` wrote, in float32 and ready to answer.
+
+    ``model(..., weights=w)`` answers each example under θ_s + Σ_t w_t(x) v_t (paper equation 3); w is (B, T).
+
+    Raises:
+        UserError: if the folder holds no twin, or its architecture has modules that cannot be routed.
+    """
+    import torch
+    import transformers
+
+    from twin_merging.dynamic.model import TwinMergedModel
+
+    folder = Path(folder)
+    if not (folder / RECORD).is_file():
+        raise UserError("no twin", key=str(folder), expected=f"{SHARED}/, {EXCLUSIVE} and {RECORD}")
+    config = transformers.AutoConfig.from_pretrained(folder / SHARED)
+    name = (config.architectures or ["AutoModel"])[0]
+    kind = getattr(transformers, name, transformers.AutoModel)
+    model = kind.from_pretrained(folder / SHARED, dtype=torch.float32)
+    try:
+        return TwinMergedModel(model, read_back(Checkpoint(folder / EXCLUSIVE))).eval()
+    except AttributeError as error:
+        raise UserError(
+            f"this architecture stores its weights under other names than its modules' ({error})", key=str(folder), found=name,
+            expected="such as BERT, RoBERTa or ELECTRA",
+        ) from error  # fmt: skip
