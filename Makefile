@@ -7,7 +7,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= 2
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test lint format assets clean
+.PHONY: help setup quickstart test lint format bench assets clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ lint: setup  ## Check style and types
 format: setup  ## Rewrite the code in the house's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: setup  ## Compare speed and memory with mergekit, a plain loop and torch, in ratios (about 14 GB of disk)
+	$(BIN)/python benchmarks/merging.py --json outputs/benchmarks.json
 
 assets: setup  ## Fetch and verify the offline models and data
 	$(BIN)/python -m twin_merging.assets fetch
