@@ -62,7 +62,7 @@ def test_uncompressed_knowledge_gives_the_experts_back_whatever_is_shared(reuse:
     arguments = without(reuse, "router.", "sparsifier.")
     names = shared("expert,pretrained")
     succeed("-m", "merge_method=twin", names, "sparsifier=none", *ORACLE, *arguments, folder=tmp_path)
-    assert [result["average_normalized"] for result in every(tmp_path)] == pytest.approx([100, 100], abs=1e-3)
+    assert [result["average_normalized"] for result in every(tmp_path)] == pytest.approx([100, 100], abs=2e-2)
 
 
 def test_an_expert_that_is_not_there_is_refused(reuse: list[str], tmp_path: Path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from commands import refused, snapshot
+from commands import refused, results, snapshot
 from conftest import Finished
 from safetensors.torch import load_file, save_file
 
@@ -241,7 +241,8 @@ def test_bad_backbone(damage: Callable[[Path], None], bert: Path, small: list[st
 def test_a_cached_file_that_was_changed_is_never_used(reuse: list[str], finished: Finished, tmp_path: Path):
     cache = tmp_path / "cache"
     shutil.copytree(finished.cache, cache)
-    path = sorted(cache.glob("expert/*/model.safetensors"))[0]
+    stages = results(finished.folder)["weight_averaging", "oracle"]["stages"]
+    path = cache / "expert" / next(row["key"] for row in stages if row["name"] == "expert") / "model.safetensors"
     _flip(path)
     shutil.rmtree(cache / "result")
     arguments = [*_less(reuse, "paths.cache"), f"paths.cache={cache}"]
