@@ -170,19 +170,22 @@ def test_what_another_merge_left_is_not_gone_on_with(tmp_path):
 
 SIDE, TENSORS, SHARD = 1024, 240, 64_000_000  # tensors of 4 MB; only those of the first and last are not zero
 LIMITED = """
+ROOM = 100_000_000
 import os, resource, sys
 from pathlib import Path
 from safetensors.torch import load_file
 import twin_merging.standalone.run
+import twin_merging.standalone.twin
 from twin_merging.config import merge_methods
 from twin_merging.registry import load_plugins
 from twin_merging.standalone.cli import main
 
 load_plugins(["plugin_of_mine"])
-for name in sys.argv[2:]:
+methods = {text.partition(" ")[0]: text.split(" ")[1:] for text in sys.argv[2:]}
+for name in methods:
     merge_methods[name].load()
 data = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData"))
-limit = data + 100_000_000
+limit = data + ROOM
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 size = sum(path.stat().st_size for path in Path("base").glob("*.safetensors"))
 assert size > limit, f"the model of {size} bytes would fit into {limit}"
@@ -194,10 +197,10 @@ if not child:
         os._exit(0)
     os._exit(1)
 assert os.waitpid(child, 0)[1] == 0, "the limit does not keep a process from reading the model whole"
-for name in sys.argv[2:]:
-    code = main(["base=base", "experts=[e1,e2]", f"merge_method={name}", f"out={name}", f"max_shard_size={sys.argv[1]}"])
-    assert code == 0, name
-    for path in sorted(Path(name).glob("*.safetensors"))[1:-1]:  # their zeros do take disk
+for name, more in methods.items():
+    arguments = ["base=base", "experts=[e1,e2]", f"merge_method={name}", f"out={name}", f"max_shard_size={sys.argv[1]}"]
+    assert main([*arguments, *more]) == 0, name
+    for path in sorted(Path(name).rglob("model-*.safetensors"))[1:-1]:  # their zeros do take disk
         path.unlink()
 """
 
@@ -249,7 +252,7 @@ def merge_under_a_limit(tmp_path: Path) -> None:
     methods = ["task_arithmetic", "ties", "largest"]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"}
     outcome = subprocess.run(
-        [sys.executable, "limited.py", "64MB", *methods], cwd=tmp_path, env=environment, text=True,
+        [sys.executable, "limited.py", "64MB", *methods, "twin sparsifier.rank=64"], cwd=tmp_path, env=environment, text=True,
         capture_output=True, check=False, timeout=200,
     )  # fmt: skip
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
@@ -263,3 +266,18 @@ def merge_under_a_limit(tmp_path: Path) -> None:
         agree = (deltas * deltas.sum(0) > 0).float()
         elected = (deltas * agree).sum(0) / agree.sum(0).clamp_min(1)
         torch.testing.assert_close(found["ties"][name], base + elected)
+    check_knowledge(tmp_path / "twin/exclusive.safetensors")
+
+
+def check_knowledge(path: Path) -> None:
+    """The factors of all matrices together are larger than the memory that was left to the process."""
+    assert path.stat().st_size > 2 * 100_000_000
+    stored = Checkpoint(path)
+    assert len(stored) == 3 * TENSORS
+    base, *experts = (real("w0", seed) for seed in range(3))
+    shared = base + 0.3 * (experts[0] + experts[1] - 2 * base)
+    for number, expert in enumerate(experts):
+        U, S, V = (stored[f"w0.{field}"][number] for field in ("U", "S", "V"))
+        exact = torch.linalg.svdvals(expert - shared)
+        error = torch.linalg.norm(expert - shared - (U * S) @ V.mT)
+        assert error <= 1.005 * exact[64:].norm()

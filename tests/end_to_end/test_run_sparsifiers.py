@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pytest
 import torch
-from commands import results, run, succeed
+from commands import results, run, snapshot, succeed
 from conftest import Finished
 from oracles import svd as oracle
 from oracles.dynamic import multiplied_out
 from safetensors.torch import load_file
 
+from twin_merging.compose import plan
+from twin_merging.parts import Parts
+from twin_merging.pipeline.cache import Cache
+from twin_merging.pipeline.exclusive import basis, exclusive
+from twin_merging.pipeline.stages import Stages
 from twin_merging.sparsifiers.sparse import Sparse, dense, stored_bytes
 from twin_merging.sparsifiers.svd import Factors
 
@@ -61,6 +67,35 @@ def test_a_sweep_of_ranks_decomposes_once_and_gives_what_each_rank_alone_would(r
         for approximation, delta in zip(found, deltas, strict=True):
             best = oracle.best_approximation(delta.numpy(), rank)
             np.testing.assert_allclose(approximation.numpy(), best, atol=1e-5 * float(delta.norm()))
+
+
+@pytest.mark.parametrize("stage", [basis, exclusive])
+def test_what_was_done_before_a_cut_is_not_done_again(stage, reuse, finished: Finished, tmp_path, monkeypatch):
+    (run,) = plan(["merge_method=twin", *reuse], multirun=False).jobs
+    stages, add, done, lock = Stages(run, Cache(finished.cache)), Parts.add, [], Lock()
+
+    def some(parts, name, tensors):
+        with lock:
+            if len(done) == 4:
+                raise KeyboardInterrupt
+            done.append(name)
+        add(parts, name, tensors)
+
+    folders = [tmp_path / name for name in ("whole", "cut", "again")]
+    for folder in folders:
+        folder.mkdir()
+    whole, cut_off, again = folders
+    stage(stages, whole, tmp_path / "other scratch")
+    monkeypatch.setattr(Parts, "add", some)
+    with pytest.raises(KeyboardInterrupt):
+        stage(stages, cut_off, tmp_path / "scratch")
+    first = list(done)
+    monkeypatch.setattr(Parts, "add", lambda *given: (done.append(given[1]), add(*given)))
+    stage(stages, again, tmp_path / "scratch")
+    assert len(first) == 4
+    assert len(done) == len(set(done)) > 4
+    assert not list(cut_off.iterdir())
+    assert snapshot(again) == snapshot(whole)
 
 
 @pytest.mark.parametrize(("sparsifier", "budget"), [("svd", 70_000), ("magnitude", 40_000)])

@@ -114,7 +114,8 @@ def test_modularize_gives_exclusive_knowledge_of_selected_floats(case):
     base, experts = case
     shared = merge(task_arithmetic, OPTIONS, base, experts, list(base))
     exclusive = exclusive_knowledge(shared, experts, ["a.weight", "a.bias", "position_ids"])
-    parts = dict(modularize(keep, NoSparsifier(), exclusive))
+    parts: dict[str, torch.Tensor] = {}
+    modularize(parts.__setitem__, keep, NoSparsifier(), exclusive)
     assert set(parts) == {"a.weight", "a.bias"}
     for name, delta in parts.items():
         expected = oracle.exclusive_knowledge([expert[name].numpy() for expert in experts], shared[name].numpy())
@@ -123,7 +124,9 @@ def test_modularize_gives_exclusive_knowledge_of_selected_floats(case):
 
 def test_modularize_factors_matrices_and_keeps_vectors(case):
     base, experts = case
-    parts = dict(modularize(truncate, Svd(rank=2), exclusive_knowledge(base, experts, ["a.weight", "a.bias"])))
+    parts: dict[str, Factors | torch.Tensor] = {}
+    exclusive = exclusive_knowledge(base, experts, ["a.weight", "a.bias"])
+    modularize(parts.__setitem__, truncate, Svd(rank=2), exclusive)
     assert isinstance(parts["a.weight"], Factors)
     assert parts["a.bias"].shape == (2, 3)
 
@@ -133,5 +136,5 @@ def test_exclusive_knowledge_that_is_not_finite_is_refused(case, value):
     base, experts = case
     experts[1]["a.weight"][0, 0] = value
     with pytest.raises(UserError, match="NaN or infinity") as caught:
-        list(modularize(keep, NoSparsifier(), exclusive_knowledge(base, experts, ["a.weight"])))
+        modularize(lambda *_: None, keep, NoSparsifier(), exclusive_knowledge(base, experts, ["a.weight"]))
     assert caught.value.key == "exclusive knowledge: a.weight"

@@ -38,7 +38,9 @@ def stack_of(kind: str = "random", experts: int = 3, seed: int = 0, dtype=torch.
 
 
 def kept_by(stack: Stack, options: Magnitude) -> dict[str, Sparse | torch.Tensor]:
-    return dict(modularize(keep_largest, options, stack))
+    kept: dict[str, Sparse | torch.Tensor] = {}
+    modularize(kept.__setitem__, keep_largest, options, stack)
+    return kept
 
 
 def compressed(stack: Stack) -> list[str]:

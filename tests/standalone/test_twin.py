@@ -11,10 +11,13 @@ from merge_models import CLASSES, save, state, task_arithmetic
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification
 
+from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import MlpRouter as RouterOptions
 from twin_merging.errors import UserError
 from twin_merging.routers.mlp import MlpRouter
-from twin_merging.standalone import load_twin
+from twin_merging.sparsifiers.stored import read_back
+from twin_merging.sparsifiers.svd import Factors
+from twin_merging.standalone import load_twin, twin
 from twin_merging.standalone.cli import main
 
 IDS = torch.tensor([[5, 9, 3, 44, 21], [1, 2, 3, 4, 5], [7, 7, 1, 0, 2]])
@@ -136,12 +139,51 @@ def test_a_router_without_a_twin_or_a_file_is_refused(tmp_path, given, capsys):
     assert "router: no such file" in capsys.readouterr().err
 
 
-def test_a_budget_over_all_matrices_is_refused(tmp_path, given, capsys):
-    assert main([*given, "sparsifier.budget=100000", f"out={tmp_path / 'out'}"]) == 2
+@pytest.mark.parametrize(("sparsifier", "budget"), [("svd", 24_000), ("magnitude", 16_000)])
+def test_a_budget_is_bytes_on_disk_of_all_matrices_together(tmp_path, given, sparsifier, budget):
+    chosen = [f"sparsifier={sparsifier}", f"sparsifier.budget={budget}"]
+    assert main([*given, *chosen, f"out={tmp_path / 'out'}"]) == 0
+    assert 0.8 * budget < (tmp_path / "out" / twin.EXCLUSIVE).stat().st_size <= budget
+    assert not list((tmp_path / "out").glob("*.parts"))
+    if sparsifier == "svd":  # a rank for all matrices that takes as much leaves a larger error
+        ranks = {
+            factors.S.shape[1]
+            for factors in read_back(Checkpoint(tmp_path / "out" / twin.EXCLUSIVE)).values()
+            if isinstance(factors, Factors)
+        }
+        assert len(ranks) > 1
+
+
+def test_a_budget_too_small_is_refused_before_anything_is_written(tmp_path, given, capsys):
+    assert main([*given, "sparsifier.budget=100", f"out={tmp_path / 'out'}"]) == 2
     message = capsys.readouterr().err
-    assert "sparsifier.budget: a budget over all matrices" in message
-    assert "expected: rank, fraction or energy" in message
-    assert not (tmp_path / "out").exists()
+    assert "sparsifier.budget: what is kept whole does not fit" in message
+    assert not list(tmp_path.glob("out*"))
+    smallest = message.split("at least ")[1].split()[0]
+    assert main([*given, f"sparsifier.budget={smallest}", f"out={tmp_path / 'out'}"]) == 0
+
+
+def test_compression_goes_on_with_the_parameters_that_are_done(tmp_path, given, monkeypatch):
+    added = twin.Parts.add
+    done: list[str] = []
+
+    def add(parts, name, tensors):
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(name)
+        added(parts, name, tensors)
+
+    arguments = [*given, "sparsifier.rank=2"]
+    assert main([*arguments, f"out={tmp_path / 'whole'}"]) == 0
+    monkeypatch.setattr(twin.Parts, "add", add)
+    assert main([*arguments, f"out={tmp_path / 'out'}"]) == 130
+    first = list(done)
+    assert len(first) == 5
+    monkeypatch.setattr(twin.Parts, "add", lambda *given: (done.append(given[1]), added(*given)))
+    assert main([*arguments, f"out={tmp_path / 'out'}"]) == 0
+    assert sorted(done) == sorted(set(done)) == sorted(state(tmp_path / "base"))
+    whole, resumed = ((tmp_path / name / twin.EXCLUSIVE).read_bytes() for name in ("whole", "out"))
+    assert whole == resumed
 
 
 def test_an_architecture_that_cannot_be_routed_says_so(tmp_path):

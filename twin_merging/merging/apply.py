@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from twin_merging.merging.stack import Stack, in_parallel
 Method = Callable[..., Tensor]
 Write = Callable[[str, int, Tensor], None]
 """(name, start, piece): numbers of a parameter from ``start`` on, flattened, in the parameter's dtype."""
+Keep = Callable[[str, Any], None]
+"""(name, kept): a parameter's compressed exclusive knowledge."""
 
 
 def merge(
@@ -92,30 +94,35 @@ def merge_into(
 
 
 def modularize(
-    sparsify: Callable[..., Any], options: Any, exclusive: Stack, *, seed: int = 0,
-    statistics: Mapping[str, Any] | None = None,
-) -> Iterator[tuple[str, Any]]:  # fmt: skip
-    """v_t = sparsify(θ_t − θ_s) of each parameter, for all experts at once (paper equation 2), in no set order.
+    keep: Keep, sparsify: Callable[..., Any], options: Any, exclusive: Stack, *, seed: int = 0,
+    statistics: Mapping[str, Any] | None = None, names: Sequence[str] | None = None,
+) -> None:  # fmt: skip
+    """v_t = sparsify(θ_t − θ_s) of each parameter, for all experts at once (paper equation 2), handed over as it comes.
+
+    As many parameters are in flight as together take no more memory than the largest.
 
     Args:
+        keep: takes a parameter's name and what its ``sparsify`` gave, in no set order, from several threads.
         sparsify: ``(deltas, options) -> kept``, or ``(deltas, options, at)``; its ``Kind`` says what it is given.
         exclusive: see ``exclusive_knowledge``.
-        statistics: by name, what a sparsifier has to know that the pipeline computes (``Kind.needs``).
+        statistics: by name, what a sparsifier has to know that is found before (``Kind.needs``).
+        names: of these parameters only.
 
     Raises:
         UserError: if v_t holds NaN or infinity.
     """
     kind = kind_of(sparsify)
-    if kind.statistic is not None:
+    names = exclusive.names if names is None else list(names)
+    if kind.statistic is not None and names:
         statistics = kind.statistic(exclusive, options, seed)
     known: Mapping[str, Any] = statistics or {}
     takes_at = "at" in inspect.signature(sparsify).parameters
 
-    def by_tensor(name: str) -> Any:
+    def by_tensor(name: str) -> None:
         _, deltas = exclusive.whole(name)
         check_finite(deltas, f"exclusive knowledge: {name}")
-        return sparsify(deltas, options, *([At(name, 0, seed, known.get(name))] if takes_at else []))
+        keep(name, sparsify(deltas, options, *([At(name, 0, seed, known.get(name))] if takes_at else [])))
 
-    jobs = [(name,) for name in exclusive.names]
-    for (name,), kept in in_parallel(by_tensor, jobs, "compress exclusive knowledge", cost=exclusive.size):
-        yield name, kept
+    jobs = [(name,) for name in names]
+    for _ in in_parallel(by_tensor, jobs, "compress exclusive knowledge", cost=exclusive.size):
+        pass

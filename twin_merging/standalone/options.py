@@ -133,11 +133,11 @@ def _checked(cfg: DictConfig) -> MergeOptions:
     rest = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name not in GROUPS])
     options = typed(MergeOptions, rest, "")
     bytes_of(options.max_shard_size)
-    _check_references(options, method, sparsifier)
+    _check_references(options, method)
     return dataclasses.replace(options, merge_method=method, sparsifier=sparsifier)
 
 
-def _check_references(options: MergeOptions, method: Any, sparsifier: Any) -> None:
+def _check_references(options: MergeOptions, method: Any) -> None:
     """Checks that need more than one key."""
     if method.name in STATIC_METHODS_EXCLUDED and method.name != "twin":
         raise needs_data("merge_method", method.name)
@@ -147,11 +147,6 @@ def _check_references(options: MergeOptions, method: Any, sparsifier: Any) -> No
                 "there are no validation rows to choose from it on", key=f"{key}.grid", found=each.grid,
                 expected="null, with one value instead", hint="run.py chooses on validation rows",
             )  # fmt: skip
-    if method.name == "twin" and sparsifier.name == "svd" and sparsifier.budget is not None:
-        raise UserError(
-            "a budget over all matrices is not shared out here", key="sparsifier.budget", found=sparsifier.budget,
-            expected="rank, fraction or energy", hint="run.py decomposes all matrices first and then shares it out",
-        )  # fmt: skip
     if options.router is not None and method.name != "twin":
         raise UserError("only a twin has a router", key="router", found=options.router, expected="merge_method=twin")
     if options.adapter_rank is not None and options.output == "model":

@@ -10,6 +10,7 @@ from typing import Any
 from twin_merging.config import merge_methods
 from twin_merging.errors import UserError
 from twin_merging.merging.method import kind_of
+from twin_merging.merging.stack import Stack
 from twin_merging.standalone.adapter_output import as_adapter, write_adapter
 from twin_merging.standalone.card import write_card
 from twin_merging.standalone.layout import Layout, plan
@@ -36,6 +37,10 @@ def run(options: MergeOptions) -> str:
         check_router(options.router, len(experts))
     layout = plan(options, base, experts)
     is_twin = options.merge_method.name == "twin"
+    if is_twin and getattr(options.sparsifier, "budget", None) is not None:
+        from twin_merging.sparsifiers.storage import room  # which loads scipy
+
+        room(Stack(layout.base, layout.experts, layout.selected), options.sparsifier)
     adapter = not is_twin and as_adapter(options, layout)
     check_space(out, 0 if adapter else sum(entry.nbytes for entry in layout.base.entries.values()))
     notes = _notes(layout, experts)

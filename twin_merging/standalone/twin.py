@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from twin_merging import checkpoints
+from twin_merging.basis import Vectors, decompose
 from twin_merging.checkpoints import Checkpoint
-from twin_merging.config import sparsifiers
+from twin_merging.config import Svd, sparsifiers
 from twin_merging.errors import UserError
 from twin_merging.mapped import MappedCheckpoint
 from twin_merging.merging.apply import modularize
 from twin_merging.merging.twin import exclusive_knowledge
+from twin_merging.parts import Parts
 from twin_merging.sparsifiers.stored import read_back, tensors_of
 from twin_merging.standalone.adapter_twin import factored_knowledge
 from twin_merging.standalone.layout import Layout
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from twin_merging.dynamic.model import TwinMergedModel
 
 SHARED, EXCLUSIVE, ROUTER, RECORD = "shared", "exclusive.safetensors", "router.safetensors", "twin.json"
+PARTS, BASIS = "exclusive.parts", "basis.parts"
 
 USAGE = """```python
 import torch
@@ -52,15 +52,7 @@ def write_twin(
     place.mkdir(exist_ok=True)
     files = [f"{SHARED}/{name}" for name in write_model(options, shared, base, layout, place)]
     if not (folder / EXCLUSIVE).is_file():
-        compressed: Iterator[tuple[str, Any]] | None = factored_knowledge(options, shared, layout)
-        if compressed is None:
-            knowledge = exclusive_knowledge(MappedCheckpoint(place), layout.experts, layout.selected)
-            sparsify = sparsifiers[options.sparsifier.name].load()
-            compressed = modularize(sparsify, options.sparsifier, knowledge, seed=options.seed)
-        tensors: dict[str, Tensor] = {}
-        for name, kept in compressed:
-            tensors |= tensors_of(name, kept)
-        checkpoints.save(tensors, folder / EXCLUSIVE)
+        _write_exclusive(options, shared, layout, folder)
     if options.router is not None:
         shutil.copyfile(options.router, folder / ROUTER)
     record = {
@@ -74,6 +66,31 @@ def write_twin(
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False))
     return [*files, EXCLUSIVE]
+
+
+def _write_exclusive(options: MergeOptions, shared: Any, layout: Layout, folder: Path) -> None:
+    """Compress one parameter after the other into a file of its own, then join these files."""
+    parts, sparsifier = Parts(folder / PARTS), options.sparsifier
+
+    def keep(name: str, kept: Any) -> None:
+        parts.add(name, tensors_of(name, kept))
+
+    factored = factored_knowledge(options, shared, layout)
+    if factored is not None:
+        for name, kept in factored:
+            keep(name, kept)
+    else:
+        knowledge = exclusive_knowledge(MappedCheckpoint(folder / SHARED), layout.experts, layout.selected)
+        statistics = None
+        if isinstance(sparsifier, Svd) and sparsifier.budget is not None:
+            decompose(knowledge, None, sparsifier.solver, Parts(folder / BASIS))
+            statistics = Vectors(folder / BASIS, knowledge, sparsifier)
+        modularize(
+            keep, sparsifiers[sparsifier.name].load(), sparsifier, knowledge,
+            seed=options.seed, statistics=statistics, names=parts.missing(knowledge.names),
+        )  # fmt: skip
+    parts.join(folder / EXCLUSIVE)
+    shutil.rmtree(folder / BASIS, ignore_errors=True)
 
 
 def usage_of(experts: Sequence[Source]) -> str:
