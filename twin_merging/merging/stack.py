@@ -63,8 +63,9 @@ class Stack:
         last = len(base) if last is None else last
         wide = torch.promote_types(base.dtype, torch.float32)
         if of == "views":
-            for start in range(first, last, BLOCK):
-                part = slice(start, min(start + BLOCK, last))
+            size = 4 * BLOCK if base.dtype == wide else BLOCK  # where nothing is copied, two pieces are in the cache
+            for start in range(first, last, size):
+                part = slice(start, min(start + size, last))
                 yield start, base[part].to(wide), [expert[part].to(wide) for expert in experts]
             return
         buffer = torch.empty((len(experts), min(BLOCK, last - first)), dtype=wide)
