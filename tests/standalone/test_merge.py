@@ -117,7 +117,8 @@ def test_configuration_and_tokenizer_are_the_bases(tmp_path):
     }
     for name, content in files.items():
         (tmp_path / "base" / name).write_text(content)
-    (tmp_path / "base/pytorch_model.bin").write_text("never copied")
+    for name in ("pytorch_model.bin", "files.json", "manifest.json", "expert.json"):
+        (tmp_path / "base" / name).write_text("never copied")
     out = merged(tmp_path, *arguments)
     assert {path.name for path in out.iterdir()} == {
         *files, "config.json", "generation_config.json", "model.safetensors", "README.md"

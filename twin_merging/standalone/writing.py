@@ -28,7 +28,8 @@ from twin_merging.standalone.options import MergeOptions, bytes_of
 from twin_merging.standalone.sources import FETCHED, Source
 
 COPIED = FETCHED[1:]  # all that is no weights
-NOT_COPIED = (INDEX, "pytorch_model.bin.index.json", "tf_model.h5.index.json")
+NOT_COPIED = (INDEX, "pytorch_model.bin.index.json", "tf_model.h5.index.json", "files.json", "manifest.json", "expert.json")
+"""Indices of weights that are written anew, and what assets and artefacts record of themselves."""
 PLAN = "merge-plan.json"
 
 
