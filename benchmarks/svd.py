@@ -10,7 +10,6 @@ same rank).
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import memory
 import torch
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
@@ -28,7 +28,6 @@ from twin_merging.sparsifiers.svd import Factors, decompose
 
 SHAPES = [(768, 768), (3072, 768), (768, 3072), (50265, 768)]
 EXPERTS, SCALING = 8, 0.3
-STATUS, REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -96,11 +95,11 @@ def measure(case: Case) -> list[dict]:
     found: dict[str, Factors] = {}
     for _ in range(case.repeats + (case.repeats > 1)):  # the first turn warms up, unless a turn takes minutes
         for name, implementation in case.implementations.items():
-            before = _settled()
+            before = memory.settled()
             start = time.process_time()
             found[name] = implementation()
             seconds[name].append(time.process_time() - start)
-            peaks[name] = None if before is None else max(_memory("VmHWM") - before, 1)
+            peaks[name] = memory.added_since(before)
     for times in seconds.values():
         del times[: len(times) - case.repeats]
     ours, peak = median(seconds["ours"]), peaks["ours"]
@@ -131,21 +130,6 @@ def error(matrices: Tensor, factors: Factors) -> Tensor:
         rest = matrices[:, rows].double() - (U[:, rows] * S.unsqueeze(1)) @ V.mT
         squares += rest.square().sum((1, 2))
     return squares.sqrt()
-
-
-def _settled() -> int | None:
-    """The memory in use once freed memory is given back and the peak forgotten; None where that is not possible."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        REFS.write_text("5")
-    except (OSError, AttributeError):
-        return None
-    return _memory("VmRSS")
-
-
-def _memory(line: str) -> int:
-    """Kilobytes that the kernel says under ``line``."""
-    return next(int(row.split()[1]) for row in STATUS.read_text().splitlines() if row.startswith(line))
 
 
 def main() -> None:

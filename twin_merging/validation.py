@@ -9,7 +9,17 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from twin_merging.config import REGISTRIES, Expert, Experts, Magnitude, Parameters, RunConfig, Svd, merge_methods
+from twin_merging.config import (
+    REGISTRIES,
+    Expert,
+    Experts,
+    Magnitude,
+    Parameters,
+    RunConfig,
+    Svd,
+    bytes_of,
+    merge_methods,
+)
 from twin_merging.errors import UserError, nearest
 
 DEFAULT_SIZES: dict[type, tuple[str, Any]] = {Svd: ("rank", 16), Magnitude: ("fraction", 0.1)}
@@ -197,6 +207,8 @@ def _check_references(run: RunConfig) -> None:
             expected="full",
         )  # fmt: skip
     check_size(run.sparsifier)
+    if hasattr(run.inference, "memory"):
+        bytes_of(run.inference.memory, "inference.memory")
 
 
 def _check_expert(method: Any, key: str, names: list[str]) -> None:

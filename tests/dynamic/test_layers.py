@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from oracles import dynamic as oracle
 from torch import nn
+from transformers import Dinov2Config
+from transformers.models.dinov2.modeling_dinov2 import Dinov2LayerScale
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.pytorch_utils import Conv1D
 
-from twin_merging.dynamic.layers import Mixture, route
+from twin_merging.dynamic.mixture import Mixture
+from twin_merging.dynamic.plan import Planner
+from twin_merging.dynamic.route import route
 from twin_merging.errors import UserError
 from twin_merging.sparsifiers.svd import decompose
 
@@ -45,7 +54,7 @@ def random_weights(seed: int, dtype: torch.dtype) -> torch.Tensor:
 def assert_equals_the_loop(module: One, deltas: dict, x: torch.Tensor, weights: torch.Tensor) -> None:
     slow = torch.cat(oracle.outputs(module, deltas, weights, x))
     mixture = Mixture()
-    route(module, deltas, mixture)
+    route(module, deltas, mixture, Planner())
     mixture.weights = weights
     with torch.no_grad():
         fast = module(x)
@@ -100,7 +109,7 @@ def test_embedding_of_ids_that_all_examples_share(factored):
     )
     slow = torch.cat(oracle.outputs(module, deltas, weights, ids.expand(B, -1)))
     mixture = Mixture()
-    route(module, deltas, mixture)
+    route(module, deltas, mixture, Planner())
     mixture.weights = weights
     with torch.no_grad():
         torch.testing.assert_close(module(ids), slow, rtol=0, atol=1e-10)
@@ -119,24 +128,172 @@ def test_layer_norm(skip, dtype):
 def test_no_weights_evaluate_the_shared_layer(layer):
     module, x = One(layer), torch.randn(B, S, 6)
     expected = module(x)
-    route(module, exclusive_of(module, False, 7), Mixture())
+    route(module, exclusive_of(module, False, 7), Mixture(), Planner())
     assert torch.equal(module(x), expected)
 
 
-def test_a_module_without_a_routed_form_is_named():
-    module = nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Conv1d(6, 6, 1)))
-    with pytest.raises(UserError, match="no routed form") as caught:
-        route(module, {"1.0.weight": torch.zeros(T, 6, 6, 1)}, Mixture())
-    assert caught.value.key == "Sequential.1.0"
-    assert caught.value.found == "Conv1d"
-    assert "Linear" in caught.value.expected
-    assert "parameters.exclude=['1.0.*']" in caught.value.hint
+class Doubled(nn.Linear):
+    """A subclass that computes something else than its class."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
 
 
-def test_a_subclass_that_may_compute_something_else_is_refused():
-    class Doubled(nn.Linear):
-        def forward(self, x):
-            return 2 * super().forward(x)
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(Doubled(6, 5), (S, 6)), (nn.Conv1d(3, 5, 2), (3, 6)), (nn.PReLU(6), (6, S))]
+)
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_module_without_a_routed_form_runs_once_for_each_weights_and_is_named(layer, shape, alike, caplog):
+    module = One(layer).double()
+    deltas, weights = exclusive_of(module, False, 8), random_weights(9, torch.float64)
+    if alike:
+        weights[1:4] = weights[0]
+    x = torch.randn(B, *shape, dtype=torch.float64)
+    with caplog.at_level("WARNING", "twin_merging"):
+        assert_equals_the_loop(module, deltas, x, weights)
+    assert f"One.layer ({type(layer).__name__}) has no routed form" in caplog.text
 
-    with pytest.raises(UserError, match="no routed form"):
-        route(One(Doubled(2, 2)), {"layer.weight": torch.zeros(T, 2, 2)}, Mixture())
+
+def test_modules_inside_one_without_a_routed_form_take_the_same_examples():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.offset, self.inner = nn.Parameter(torch.randn(6)), nn.Linear(6, 6)
+
+        def forward(self, x, *, scale):
+            return {"y": self.inner(x + self.offset) * scale, "z": x.sum()}
+
+    module = One(Outer()).double()
+    module.forward = lambda x: module.layer(x, scale=torch.arange(1.0, len(x) + 1).view(-1, 1, 1))["y"]
+    deltas, weights = exclusive_of(module, True, 8), random_weights(9, torch.float64)
+    weights[3] = weights[1]
+    x = torch.randn(B, S, 6, dtype=torch.float64)
+    slow = torch.cat(oracle.outputs(module.layer.inner, {n.removeprefix("layer.inner."): d for n, d in deltas.items() if "inner" in n},
+        weights, x + module.layer.offset.detach() + torch.einsum("bt,tn->bn", weights, deltas["layer.offset"]).unsqueeze(1)))  # fmt: skip
+    mixture = Mixture()
+    route(module, deltas, mixture, Planner())
+    with torch.no_grad(), mixture.of(weights):
+        torch.testing.assert_close(module(x), slow * torch.arange(1.0, B + 1).view(-1, 1, 1), rtol=0, atol=1e-10)
+
+
+def test_a_missing_parameter_is_an_error():
+    with pytest.raises(AttributeError):
+        route(One(nn.Linear(2, 2)), {"layer.gain": torch.zeros(T, 2)}, Mixture(), Planner())
+
+
+@pytest.mark.parametrize("factored", [True, False])
+@pytest.mark.parametrize("skip", [(), ("layer.bias",), ("layer.weight",)])
+def test_conv1d_stores_its_weight_the_other_way_round(factored, skip):
+    module = One(Conv1D(5, 6)).double()
+    nn.init.normal_(module.layer.bias)
+    x = torch.randn(B, S, 6, dtype=torch.float64)
+    assert_equals_the_loop(module, exclusive_of(module, factored, 1, skip), x, random_weights(2, torch.float64))
+
+
+@pytest.mark.parametrize("skip", [(), ("layer.bias",), ("layer.weight",)])
+@pytest.mark.parametrize("settings", [
+    {"kernel_size": 2, "stride": 2}, {"kernel_size": 3, "padding": 1}, {"kernel_size": 3, "dilation": 2, "stride": 2, "padding": (1, 2)},
+    {"kernel_size": 2, "bias": False},
+])  # fmt: skip
+def test_convolutions_of_images(settings, skip):
+    module = One(nn.Conv2d(3, 4, **settings)).double()
+    x = torch.randn(B, 3, 8, 10, dtype=torch.float64)
+    assert_equals_the_loop(module, exclusive_of(module, False, 1, skip), x, random_weights(2, torch.float64))
+
+
+@pytest.mark.parametrize(
+    "layer", [LlamaRMSNorm(6), GemmaRMSNorm(6), Dinov2LayerScale(Dinov2Config(hidden_size=6)), nn.RMSNorm(6)]
+)
+@pytest.mark.parametrize("shape", [(6,), (S, 6), (S, 2, 6)])
+def test_vectors_that_scale(layer, shape):
+    module = One(layer).float()  # these norms compute in float32 whatever their input
+    x = torch.randn(B, *shape)
+    assert_equals_the_loop(module, exclusive_of(module, False, 1), x, random_weights(2, torch.float32))
+
+
+class Attention(nn.Module):
+    def __init__(self, **settings):
+        super().__init__()
+        self.layer = nn.MultiheadAttention(6, 2, **settings)
+
+    def forward(self, x, other=None, **settings):
+        other = x if other is None else other
+        return self.layer(x, other, other, need_weights=False, **settings)[0]
+
+
+SKIPPED = [(), ("layer.in_proj_weight",), ("layer.out_proj.weight",), ("layer.in_proj_bias", "layer.out_proj.bias")]
+
+
+@pytest.mark.parametrize("factored", [True, False])
+@pytest.mark.parametrize("skip", SKIPPED)
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention_with_packed_projections(bias, skip, factored):
+    module = Attention(batch_first=True, bias=bias).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(B, S, 6, dtype=torch.float64)
+    assert_equals_the_loop(module, exclusive_of(module, factored, 1, skip), x, random_weights(2, torch.float64))
+
+
+@pytest.mark.parametrize("kind", ["causal", "float mask", "mask a head", "padding", "both", "cross", "sequence first"])
+def test_attention_with_masks_other_keys_and_other_layouts(kind):
+    module = Attention(batch_first=kind != "sequence first").double()
+    x, other = (torch.randn(B, length, 6, dtype=torch.float64) for length in (S, S + 2))
+    causal, padding = torch.ones(S, S).triu(1).bool(), torch.zeros(B, S).bool()
+    padding[1, 2:] = padding[3, 3:] = True
+    a_head = torch.randn(2 * B, S, S, dtype=torch.float64)
+    settings = {
+        "causal": {"attn_mask": causal, "is_causal": True}, "float mask": {"attn_mask": a_head[0]}, "mask a head": {"attn_mask": a_head},
+        "padding": {"key_padding_mask": padding}, "both": {"attn_mask": causal, "key_padding_mask": padding},
+        "cross": {"other": other}, "sequence first": {},
+    }[kind]  # fmt: skip
+    deltas, weights = exclusive_of(module, True, 3), random_weights(4, torch.float64)
+    slow = []
+    for row in range(B):
+        own = copy.deepcopy(module)
+        with torch.no_grad():
+            for name, parameter in own.named_parameters():
+                parameter += torch.tensordot(weights[row], oracle.multiplied_out(deltas[name]), 1)
+            mine = {
+                name: value[2 * row : 2 * row + 2] if kind == "mask a head" else value[row : row + 1] if len(value) == B else value
+                for name, value in settings.items() if isinstance(value, torch.Tensor)
+            }  # fmt: skip
+            mine |= {name: value for name, value in settings.items() if not isinstance(value, torch.Tensor)}
+            one = x[row : row + 1]
+            slow.append(
+                own(one.transpose(0, 1), **mine).transpose(0, 1) if kind == "sequence first" else own(one, **mine)
+            )
+    mixture = Mixture()
+    route(module, deltas, mixture, Planner())
+    with torch.no_grad(), mixture.of(weights):
+        fast = module(x.transpose(0, 1)).transpose(0, 1) if kind == "sequence first" else module(x, **settings)
+    torch.testing.assert_close(fast, torch.cat(slow), rtol=0, atol=1e-10)
+
+
+def test_attention_weights_cannot_be_given_back():
+    module, mixture = Attention(batch_first=True), Mixture()
+    deltas = exclusive_of(module, False, 1)
+    route(module, deltas, mixture, Planner())
+    x = torch.randn(B, S, 6)
+    with mixture.of(random_weights(1, torch.float32)), pytest.raises(UserError, match="need_weights"):
+        module.layer(x, x, x)
+
+
+def test_a_parameter_of_two_layers_is_routed_in_both():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.out = nn.Embedding(9, 6), nn.Linear(6, 9, bias=False)
+            self.out.weight = self.tokens.weight
+
+        def forward(self, ids):
+            return self.out(self.tokens(ids))
+
+    module, ids, weights = Tied().double(), torch.randint(9, (B, S)), random_weights(1, torch.float64)
+    delta = exclusive_of(module, True, 2)["tokens.weight"]
+    whole = module.tokens.weight.detach() + torch.einsum("bt,tmn->bmn", weights, oracle.multiplied_out(delta))
+    slow = torch.einsum("bsn,bmn->bsm", torch.stack([w[i] for w, i in zip(whole, ids, strict=True)]), whole)
+    mixture = Mixture()
+    route(module, {"tokens.weight": delta}, mixture, Planner())
+    with torch.no_grad(), mixture.of(weights):
+        torch.testing.assert_close(module(ids), slow, rtol=0, atol=1e-10)

@@ -186,18 +186,6 @@ def test_weights_are_forgotten_when_the_encoder_fails():
     assert model.mixture.weights is None
 
 
-def test_a_module_without_a_routed_form_is_named():
-    class Encoder(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.patches = nn.Conv2d(3, 4, 2)
-
-    with pytest.raises(UserError, match="no routed form") as caught:
-        TwinMergedModel(Encoder(), {"patches.weight": torch.zeros(T, 4, 3, 2, 2)})
-    assert caught.value.key == "Encoder.patches"
-    assert caught.value.found == "Conv2d"
-
-
 def test_a_module_that_looks_up_no_examples_is_named():
     # MPNet's relative positions are ids of (S, S), which must not be taken for S examples
     encoder = AutoModel.from_config(MPNetConfig(**SMALL)).double().eval()

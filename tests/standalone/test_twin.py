@@ -9,7 +9,7 @@ import pytest
 import torch
 from merge_models import CLASSES, save, state, task_arithmetic
 from safetensors.torch import save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import MlpRouter as RouterOptions
@@ -186,13 +186,19 @@ def test_compression_goes_on_with_the_parameters_that_are_done(tmp_path, given, 
     assert whole == resumed
 
 
-def test_an_architecture_that_cannot_be_routed_says_so(tmp_path):
+@torch.inference_mode()
+def test_language_models_with_tied_embeddings_answer_and_generate(tmp_path):
     for seed, name in enumerate(["base", "e1", "e2"]):
         save(tmp_path / name, "llama", seed)
     experts = f"experts=[{tmp_path / 'e1'},{tmp_path / 'e2'}]"
     assert main([f"base={tmp_path / 'base'}", experts, "merge_method=twin", f"out={tmp_path / 'out'}"]) == 0
-    with pytest.raises(UserError, match="has no routed form"):
-        load_twin(tmp_path / "out")
+    model, one_hot = load_twin(tmp_path / "out"), torch.eye(2)[[1, 0, 1]]
+    found = model(input_ids=IDS, weights=one_hot).logits
+    tokens = model.generate(IDS, one_hot, max_new_tokens=4, do_sample=False)
+    for row, expert in enumerate(["e2", "e1", "e2"]):
+        alone = AutoModelForCausalLM.from_pretrained(tmp_path / expert).eval()
+        torch.testing.assert_close(found[row : row + 1], alone(IDS[row : row + 1]).logits, rtol=1e-3, atol=1e-4)
+        assert torch.equal(tokens[row], alone.generate(IDS[row : row + 1], max_new_tokens=4, do_sample=False)[0])
 
 
 def test_a_folder_without_a_twin(tmp_path):

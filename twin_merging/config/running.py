@@ -40,6 +40,16 @@ class Exact:
 
     name: str = "exact"
     batch_size: int = option(64, "rows a forward pass", low=1)
+    plan: str = option(
+        "auto", "how each layer computes: the fastest by its cost, or the one named where it is possible",
+        choices=("auto", "factored", "gathered", "dense"),
+    )  # fmt: skip
+    memory: str = option("2GB", "that dense deltas made of factors may take up in all; without room they are made anew")
+    top_k: int | None = option(None, "experts that an example keeps at most; null: all", low=1)
+    mass: float | None = option(
+        None, "share of w(x) that the experts it keeps have to reach; null: all", low=TINY, high=1
+    )
+    explain: bool = option(False, "print each layer's plan and its expected cost")
 
 
 @dataclass

@@ -1,35 +1,122 @@
-"""Twin-Merging's encoder: θ*(x) = θ_s + Σ_t w_t(x) v_t for each example of a batch, exactly, in one pass."""
+"""Twin-Merging's model: θ*(x) = θ_s + Σ_t w_t(x) v_t for each example of a batch, exactly, in one pass."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from twin_merging.dynamic.layers import Delta, Mixture, route
+from twin_merging.config import Exact, bytes_of
+from twin_merging.dynamic.layers import weights_of
+from twin_merging.dynamic.mixture import Mixture
+from twin_merging.dynamic.plan import Explained, Planner
+from twin_merging.dynamic.route import route
+from twin_merging.sparsifiers.stored import Delta, multiplied_out
 
 
 class TwinMergedModel(nn.Module):
-    """An encoder whose weights differ from example to example (paper section 3.3, equation 3).
+    """A model whose weights differ from example to example (paper section 3.3, equation 3). It answers and does not learn.
 
     Args:
-        shared: the encoder with θ_s. It is changed in place: its layers become routed ones.
-        exclusive: v_t by parameter name, factored or whole.
+        shared: the encoder, or a whole model, with θ_s. It is changed in place: its layers become routed ones.
+        exclusive: v_t by parameter name, factored, sparse or whole.
+        options: how it computes, and whether it leaves experts of little weight out.
+        router: features (B, d) -> w(x) (B, T); needed to route, not to answer under weights that are given.
+        layer: whose token states the router reads; −1 the last.
     """
 
-    def __init__(self, shared: nn.Module, exclusive: Mapping[str, Delta]):
+    def __init__(
+        self, shared: nn.Module, exclusive: Mapping[str, Delta], options: Exact | None = None,
+        router: nn.Module | None = None, layer: int = -1,
+    ):  # fmt: skip
         super().__init__()
-        self.mixture = Mixture()
-        self.encoder = route(shared, exclusive, self.mixture)
+        self.router: Any
+        self.encoder: Any
+        options = options or Exact()
+        self.exclusive, self.router, self.layer = exclusive, router, layer
+        self._shared = shared.state_dict(keep_vars=True)
+        self.mixture = Mixture(options.top_k, options.mass)
+        self.planner = Planner(options.plan, bytes_of(options.memory, "inference.memory"))
+        self.encoder = route(shared, exclusive, self.mixture, self.planner)
+        self.requires_grad_(False)
 
-    def forward(self, *args, weights: Tensor | None = None, **inputs):
-        """The encoder's output under each example's own weights.
+    def forward(self, *args: Any, weights: Tensor | None = None, **inputs: Any) -> Any:
+        """The model's output under each example's own weights.
 
         Args:
             weights: w(x), (B, T); None evaluates the shared expert.
         """
-        self.mixture.weights = weights
-        try:
+        with self.mixture.of(weights):
             return self.encoder(*args, **inputs)
+
+    @torch.inference_mode()
+    def route(self, **inputs: Tensor) -> Tensor:
+        """w(x) of a batch, (B, T): the router's answer to the mean of the shared expert's token states (paper section 3.3).
+
+        Args:
+            inputs: as of the model; ``attention_mask`` tells tokens from padding.
+        """
+        assert self.router is not None, "this model has no router"
+        output = self(**{**inputs, "output_hidden_states": True})
+        states = output.hidden_states[self.layer].float()
+        mask = inputs.get("attention_mask")
+        real = torch.ones(states.shape[:2], device=states.device) if mask is None else mask.to(states.dtype)
+        return self.router.weights((states * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True))
+
+    @torch.inference_mode()
+    def generate(self, input_ids: Tensor, weights: Tensor | None = None, **arguments: Any) -> Tensor:
+        """``generate`` of the causal language model, each prompt under weights that stay for its whole sequence.
+
+        Prompts of different tasks may be in one batch, padded on the left. Several beams or sequences of a prompt all have
+        its weights.
+
+        Args:
+            input_ids: prompts, (B, S).
+            weights: w(x), (B, T); without them the router reads the prompts, and without a router θ_s answers.
+            arguments: as of transformers' ``generate``; ``attention_mask`` tells tokens from padding.
+        """
+        if weights is None and self.router is not None:
+            given = {name: arguments[name] for name in ("attention_mask",) if name in arguments}
+            weights = self.route(input_ids=input_ids, **given)
+        with self._sequences(weights):
+            return self.encoder.generate(input_ids=input_ids, **arguments)
+
+    @torch.no_grad()
+    def merge_for(self, weights: Tensor) -> dict[str, Tensor]:
+        """The state dict of the plain model θ_s + Σ_t w_t v_t for one example's weights, (T)."""
+        own = {tensor: tensor.detach().clone() for tensor in self._shared.values()}  # several names may have one tensor
+        for name, delta in self.exclusive.items():
+            whole = multiplied_out(delta)
+            merged = own[self._shared[name]]
+            merged += torch.tensordot(weights.to(whole), whole, 1).to(merged)
+        return {name: own[tensor] for name, tensor in self._shared.items()}
+
+    @torch.inference_mode()
+    def explain(self, *args: Any, **inputs: Any) -> list[Explained]:
+        """Each matrix's plan for a batch like this one, which is answered and thrown away, in the order of the layers."""
+        self.planner.choices.clear()
+        self(*args, **inputs)
+        return self.plans()
+
+    def plans(self) -> list[Explained]:
+        """Each matrix's plan for the last batch."""
+        return self.planner.explained()
+
+    @contextmanager
+    def _sequences(self, weights: Tensor | None) -> Iterator[None]:
+        """Evaluate with the weights repeated for each prompt's beams or sequences, which lie side by side."""
+
+        def repeat(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            if weights is not None and ids is not None and len(ids) != len(weights_of(self.mixture)):
+                self.mixture.weights = weights.repeat_interleave(len(ids) // len(weights), 0)
+
+        hook = self.encoder.register_forward_pre_hook(repeat, with_kwargs=True)
+        try:
+            with self.mixture.of(weights):
+                yield
         finally:
-            self.mixture.weights = None
+            hook.remove()

@@ -16,13 +16,12 @@ from twin_merging.backbones.features import Features, Head
 from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone, Tokens
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import backbones, routers
-from twin_merging.dynamic.layers import Delta
 from twin_merging.merging.emr import task_vectors
 from twin_merging.pipeline.environment import resolve_device
 from twin_merging.pipeline.stage import Stage
 from twin_merging.pipeline.stages import ENCODER, Stages
 from twin_merging.routers.oracle import one_hot, oracle_weights
-from twin_merging.sparsifiers.stored import read_back
+from twin_merging.sparsifiers.stored import Delta, read_back
 from twin_merging.tasks.base import TEST, Task
 
 FEATURES = "features.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from twin_merging import checkpoints, parameters
 from twin_merging.backbones.sources import Source, read_config
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import finetunings, inferences, merge_methods, routers
+from twin_merging.dynamic.plan import explanation
 from twin_merging.errors import UserError, unknown
 from twin_merging.evaluation.heads import oracle_answers
 from twin_merging.evaluation.metrics import metrics
@@ -43,6 +45,8 @@ from twin_merging.pipeline.stage import Stage
 from twin_merging.pipeline.stages import Stages
 from twin_merging.tasks.base import TEST, VALIDATION
 from twin_merging.tasks.splits import prepare
+
+log = logging.getLogger("twin_merging")
 
 # --- data, base, experts ----------------------------------------------------------------------------------------------
 
@@ -204,7 +208,7 @@ def dynamic(stages: Stages, folder: Path, scratch: Path) -> None:
     """Features of test rows, each under its own merged weights."""
     tasks, backbone = tasks_of(stages), backbone_of(stages)
     shared = encoder_with(stages, read_all(Checkpoint(stages.get(stages.shared).path(ENCODER))))
-    model = inferences[stages.run.inference.name].load()(shared, exclusive_of(stages))
+    model = inferences[stages.run.inference.name].load()(shared, exclusive_of(stages), stages.run.inference)
     weights = routing_weights(stages, tasks)
     tensors: dict[str, Tensor] = {}
     for task in tasks:
@@ -213,4 +217,7 @@ def dynamic(stages: Stages, folder: Path, scratch: Path) -> None:
             model, tokens, stages.run.inference.batch_size, f"{stages.method.name}: {task.name}", weights[task.name]
         )
         tensors |= {f"{task.name}.{key}": value for key, value in features.items()}
+        if stages.run.inference.explain:
+            log.info("%s", explanation(model.plans()))
     checkpoints.save(tensors, folder / FEATURES)
+    (folder / "dynamic.json").write_text(json.dumps({"dropped": model.mixture.dropped}))

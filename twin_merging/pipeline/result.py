@@ -134,4 +134,5 @@ def _routing(stages: Stages, tasks: list[Task], weights: Mapping[str, Tensor]) -
         "holdout_accuracy": report.get("holdout_accuracy"), "temperature": report.get("temperature"),
         "train_rows": report.get("train_rows"), "confusion": [counts.tolist() for counts in top],
         "mean_weights": [weights[task.name].mean(0).tolist() for task in tasks],
+        "dropped": stages.get(stages.dynamic).json("dynamic.json")["dropped"] if stages.is_dynamic else None,
     }  # fmt: skip

@@ -30,6 +30,7 @@ from twin_merging.validation import to_plain
 
 ENCODER = "encoder.safetensors"  # the file of an artefact that is one encoder
 STATIC_NEEDS_NO_MERGE = "pretrained"
+SPEED = ("batch_size", "plan", "memory", "explain")  # options that change how fast it goes and not what comes out
 SHARED_RANK = 64  # ranks up to this share one decomposition, larger ones that of all triplets
 
 
@@ -216,7 +217,8 @@ class Stages:
             "max_length": self.run.backbone.max_length,
         }  # fmt: skip
         inputs = (self.shared, self.exclusive, *self.routing, *(self.data(name) for name in self.names))
-        return Stage("dynamic", "test rows, merged anew for each", options, inputs, by("compute", "dynamic", self))
+        load = by("compute", "dynamic", self)
+        return Stage("dynamic", "test rows, merged anew for each", options, inputs, load, version=2)
 
     @property
     def answered(self) -> list[Stage]:
@@ -283,5 +285,5 @@ def describe(sparsifier: Any) -> str:
 
 
 def _determining(options: Any) -> dict[str, Any]:
-    """A component's options but for the batch size, which changes the speed and not the outcome."""
-    return {key: value for key, value in to_plain(options).items() if key != "batch_size"}
+    """A component's options but for those that change the speed and not the outcome."""
+    return {key: value for key, value in to_plain(options).items() if key not in SPEED}

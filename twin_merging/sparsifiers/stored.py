@@ -7,8 +7,18 @@ from typing import Any
 
 from torch import Tensor
 
-from twin_merging.sparsifiers.sparse import Sparse
+from twin_merging.sparsifiers.sparse import Sparse, dense
 from twin_merging.sparsifiers.svd import Factors
+
+Delta = Factors | Sparse | Tensor
+"""Exclusive knowledge of one parameter for all T experts: factors of (T, m, n), what is left of (T, *shape), or all of it."""
+
+
+def multiplied_out(delta: Delta) -> Tensor:
+    """The dense tensors, (T, *shape), for what cannot do without them: of factors U S Vᵀ."""
+    if isinstance(delta, Factors):
+        return (delta.U * delta.S.unsqueeze(1)) @ delta.V.mT
+    return dense(delta) if isinstance(delta, Sparse) else delta
 
 
 def tensors_of(name: str, kept: Any) -> dict[str, Tensor]:
@@ -20,13 +30,13 @@ def tensors_of(name: str, kept: Any) -> dict[str, Tensor]:
     return {f"{name}.{field}": part for field, part in kept._asdict().items()}
 
 
-def read_back(stored: Mapping[str, Tensor]) -> dict[str, Factors | Sparse | Tensor]:
+def read_back(stored: Mapping[str, Tensor]) -> dict[str, Delta]:
     """What the tensors of a file were made of, by parameter."""
     fields: dict[str, dict[str, str]] = {}
     for name in stored:
         owner, _, field = name.rpartition(".")
         fields.setdefault(owner, {})[field] = name
-    kept: dict[str, Factors | Sparse | Tensor] = {}
+    kept: dict[str, Delta] = {}
     for owner, names in fields.items():
         kind = next((kind for kind in (Factors, Sparse) if set(names) == set(kind._fields)), None)
         read = {field: stored[name] for field, name in names.items()}

@@ -11,14 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from twin_merging.config import REGISTRIES, Parameters, option
+from twin_merging.config import REGISTRIES, Parameters, bytes_of, option
 from twin_merging.errors import UserError, nearest, unknown
 from twin_merging.registry import CONFIGS, load_plugins
 from twin_merging.validation import STATIC_METHODS_EXCLUDED, check_size, component, typed, with_shared_expert
 
 GROUPS = {"merge_method": "task_arithmetic", "sparsifier": "svd"}  # and what they are by default
 SHARED = "merge_method@merge_method.shared"
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 @dataclass
@@ -71,18 +70,6 @@ def compose(overrides: list[str]) -> MergeOptions:
     return _checked(cfg)
 
 
-def bytes_of(text: str, key: str = "max_shard_size") -> int:
-    """``"5GB"`` as a number of bytes."""
-    match = re.fullmatch(r"([0-9.]+)\s*([KMG]B)?", text.strip().upper())
-    try:
-        size = int(float(match[1]) * UNITS[match[2] or ""]) if match else 0
-    except ValueError:
-        size = 0
-    if size <= 0:
-        raise UserError("not a size", key=key, found=text, expected="such as 500MB or 5GB")
-    return size
-
-
 def _pair(text: str) -> tuple[str, Any]:
     """Key and value of an argument; the value is YAML, but for keys that take text as it stands, such as a path."""
     key, equals, value = text.partition("=")
@@ -132,7 +119,7 @@ def _checked(cfg: DictConfig) -> MergeOptions:
     check_size(sparsifier)
     rest = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name not in GROUPS])
     options = typed(MergeOptions, rest, "")
-    bytes_of(options.max_shard_size)
+    bytes_of(options.max_shard_size, "max_shard_size")
     _check_references(options, method)
     return dataclasses.replace(options, merge_method=method, sparsifier=sparsifier)
 

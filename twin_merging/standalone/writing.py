@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from twin_merging.checkpoints import INDEX, check_finite
-from twin_merging.config import merge_methods
+from twin_merging.config import bytes_of, merge_methods
 from twin_merging.errors import UserError
 from twin_merging.merging.apply import merge_into
 from twin_merging.merging.method import At, Kind, bind, kind_of
@@ -24,11 +24,18 @@ from twin_merging.merging.stack import TURN, Stack
 from twin_merging.shards import ShardWriter
 from twin_merging.standalone.adapters import Adapter
 from twin_merging.standalone.layout import Layout
-from twin_merging.standalone.options import MergeOptions, bytes_of
+from twin_merging.standalone.options import MergeOptions
 from twin_merging.standalone.sources import FETCHED, Source
 
 COPIED = FETCHED[1:]  # all that is no weights
-NOT_COPIED = (INDEX, "pytorch_model.bin.index.json", "tf_model.h5.index.json", "files.json", "manifest.json", "expert.json")
+NOT_COPIED = (
+    INDEX,
+    "pytorch_model.bin.index.json",
+    "tf_model.h5.index.json",
+    "files.json",
+    "manifest.json",
+    "expert.json",
+)
 """Indices of weights that are written anew, and what assets and artefacts record of themselves."""
 PLAN = "merge-plan.json"
 
@@ -92,7 +99,7 @@ def write_model(options: MergeOptions, method: Any, base: Source, layout: Layout
         for name, entry in layout.base.entries.items()
     }
     copy_files(base.folder, folder, dtype)
-    writer = ShardWriter(folder, entries, bytes_of(options.max_shard_size))
+    writer = ShardWriter(folder, entries, bytes_of(options.max_shard_size, "max_shard_size"))
     stack = Stack(layout.base, layout.experts, layout.selected)
     chosen = set(stack.names)
     for name in writer.pending:

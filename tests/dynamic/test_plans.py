@@ -1,0 +1,151 @@
+"""Every plan gives the same numbers; which one is taken follows from counts and from this machine's speeds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from oracles import dynamic as oracle
+
+from twin_merging.dynamic import matrix as module
+from twin_merging.dynamic import speeds as speed_module
+from twin_merging.dynamic.matrix import RoutedMatrix
+from twin_merging.dynamic.mixture import Mixture
+from twin_merging.dynamic.plan import PLANS, Case, Explained, Planner, costs, explanation, static_cost
+from twin_merging.dynamic.speeds import Speeds
+from twin_merging.sparsifiers.svd import decompose
+
+B, S, m, n, T = 5, 3, 7, 6, 4
+SPEEDS = Speeds(product=2e11, thin=2e11, batched=1.8e11, mixed=6e10, bytes=8e10)
+
+
+def case_of(**other) -> Case:
+    return Case(**{**{"B": 32, "S": 128, "m": 768, "n": 768, "T": 8, "k": 8, "r": 16, "resident": True}, **other})
+
+
+def slow(x, weight, bias, delta, biases, weights) -> torch.Tensor:
+    """One example at a time, in float64."""
+    rows = []
+    for b, w in enumerate(weights.double()):
+        own = weight.double() + torch.tensordot(w, oracle.multiplied_out(delta), 1)
+        y = x[b].double() @ own.mT
+        y = y if bias is None else y + bias.double()
+        rows.append(y if biases is None else y + w @ biases.double())
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("factored", [True, False])
+@pytest.mark.parametrize("bias", ["none", "shared", "own", "both"])
+@pytest.mark.parametrize("kind", ["soft", "two", "one hot"])
+@pytest.mark.parametrize("memory", [0, 10**6])
+@pytest.mark.parametrize("shape", [(B, S, n), (B, n), (B, 2, S, n)])
+def test_plans_agree_with_one_example_at_a_time(plan, factored, bias, kind, memory, shape, monkeypatch):
+    monkeypatch.setattr(module, "ROWS", 3)
+    monkeypatch.setattr(module, "EXAMPLES", 2)
+    torch.manual_seed(0)
+    dense = torch.randn(T, m, n, dtype=torch.float64)
+    delta = decompose(dense, 2) if factored else dense
+    weight, x = torch.randn(m, n, dtype=torch.float64), torch.randn(*shape, dtype=torch.float64)
+    shared = torch.randn(m, dtype=torch.float64) if bias in ("shared", "both") else None
+    biases = torch.randn(T, m, dtype=torch.float64) if bias in ("own", "both") else None
+    weights = torch.randn(B, T, dtype=torch.float64).softmax(-1)
+    if kind != "soft":
+        weights = weights * (weights >= weights.topk(2 if kind == "two" else 1, -1).values[:, -1:])
+    mixture, planner = Mixture(), Planner(plan, memory, SPEEDS)
+    routed = RoutedMatrix(mixture, planner, delta, biases)
+    with torch.no_grad(), mixture.of(weights):
+        for _ in range(2):  # the second time with what the first one kept
+            found = routed(x, weight, shared)
+            torch.testing.assert_close(found, slow(x, weight, shared, delta, biases, weights), rtol=0, atol=1e-10)
+    taken = planner.choices[""][1].plan
+    possible = (
+        {"dense"} | ({"factored"} if factored else set()) | ({"gathered"} if factored and kind != "soft" else set())
+    )
+    assert taken == (plan if plan in possible else taken)
+    assert taken in possible
+
+
+def test_dense_deltas_stay_only_where_there_is_room():
+    delta, x, weight = decompose(torch.randn(T, m, n), 2), torch.randn(B, S, n), torch.randn(m, n)
+    size = T * m * n * 4
+    for memory, kept in ((size - 1, False), (size, True)):
+        mixture, planner = Mixture(), Planner("dense", memory, SPEEDS)
+        first, second = RoutedMatrix(mixture, planner, delta), RoutedMatrix(mixture, planner, delta)
+        with mixture.of(torch.full((B, T), 1 / T)):
+            first(x, weight, None)
+            second(x, weight, None)
+        assert (first._held is not None) == kept
+        assert second._held is None
+        assert planner.left == (0 if kept else memory)
+
+
+def test_a_plan_is_chosen_anew_for_a_batch_of_another_shape():
+    mixture, planner = Mixture(), Planner("auto", 0, replace(SPEEDS, mixed=1e15, batched=1e15))
+    routed = RoutedMatrix(mixture, planner, decompose(torch.randn(T, 64, 48), 32))
+    weight, taken = torch.randn(64, 48), []
+    for examples, tokens in ((2, 200), (2, 1)):
+        with mixture.of(torch.full((examples, T), 1 / T)):
+            routed(torch.randn(examples, tokens, 48), weight, None)
+        taken.append(planner.choices[""][1].plan)
+    assert taken == ["dense", "factored"]
+
+
+def test_costs_grow_as_the_work_does():
+    def cheapest(**other) -> str:
+        found = costs(case_of(**other), SPEEDS)
+        return min(found, key=lambda plan: found[plan])
+
+    assert cheapest(r=1) == "factored"
+    assert cheapest(r=76) == "dense"  # whatever the rank, it costs the same
+    assert cheapest(r=76, k=1) == "gathered"
+    assert cheapest(r=76, S=1) == "factored"  # a matrix for a single token
+    same = [costs(case_of(r=r), SPEEDS)["dense"] for r in (16, 76)]
+    assert same[0] == same[1]
+    assert costs(case_of(r=76, resident=False), SPEEDS)["dense"] > same[0]
+    grown = [costs(case_of(T=experts, k=experts), SPEEDS)["factored"] for experts in (2, 4, 8)]
+    assert grown[2] - grown[1] == pytest.approx(2 * (grown[1] - grown[0]))
+    assert set(costs(case_of(r=0), SPEEDS)) == {"dense"}
+    assert "gathered" not in costs(case_of(), SPEEDS)
+    assert all(cost > 0.3 * static_cost(case_of(), SPEEDS) for cost in costs(case_of(k=2), SPEEDS).values())
+
+
+def test_speeds_are_measured_once_a_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    calls = []
+    monkeypatch.setattr(speed_module, "measure", lambda *given: calls.append(given) or SPEEDS)
+    assert Speeds.of("cpu") == Speeds.of("cpu") == SPEEDS
+    assert len(calls) == 1
+    Speeds.of("cpu", 2)
+    assert calls[1] == ("cpu", torch.bfloat16)
+    (tmp_path / "twin_merging/speeds.json").write_text("damaged")
+    assert Speeds.of("cpu") == SPEEDS
+    assert len(json.loads((tmp_path / "twin_merging/speeds.json").read_text())) == 1
+
+
+def test_speeds_where_nothing_can_be_written(read_only, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(read_only))
+    monkeypatch.setattr(speed_module, "measure", lambda *given: SPEEDS)
+    assert Speeds.of("cpu") == SPEEDS
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A place that no folder can be made in, for anyone: it is a file."""
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file"
+
+
+def test_real_speeds_are_plausible():
+    found = speed_module.measure("cpu", torch.float32)
+    assert all(value > 1e7 for value in vars(found).values())
+
+
+def test_layers_that_do_the_same_are_explained_together():
+    layers = [Explained(f"Model.layer.{number}.out", "factored", 1.0 + number) for number in range(3)]
+    text = explanation([*layers, Explained("Model.pooler", "dense", 2.0)])
+    assert text.splitlines()[0].split()[:4] == ["Model.layer.*.out", "factored", "3", "x"]
+    assert "2.00" in text
+    assert len(text.splitlines()) == 2

@@ -1,0 +1,158 @@
+"""Which way of applying the examples' own matrices is fastest: counted in floating-point operations and bytes.
+
+All plans compute y_b = (W_s + Σ_t w_t Δ_t) x_b, for B examples of S tokens, W_s of m × n, and factors of rank r:
+
+- ``factored``: W_s for all examples at once, then U (g ⊙ (Vᵀ x)) with all experts' factors side by side.
+- ``gathered``: the same with the factors of the k experts that each example has; where k < T.
+- ``dense``: each example's matrix is made, some rows and some examples at a time, and applied at once. Its cost does not
+  depend on the rank. Δ_t stays in memory within ``inference.memory``, or is made anew from its factors in each pass.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from twin_merging.dynamic.speeds import Speeds
+
+PLANS = ("factored", "gathered", "dense")
+
+
+class Case(NamedTuple):
+    """One matrix and one batch.
+
+    Args:
+        B, S: examples, and tokens of each.
+        m, n: the matrix is (m, n).
+        T, k: experts, and how many of them an example has at most.
+        r: rank of the factors; 0 if Δ_t is not factored.
+        resident: Δ_t is in memory, or may be kept there.
+        width: bytes of a number.
+    """
+
+    B: int
+    S: int
+    m: int
+    n: int
+    T: int
+    k: int
+    r: int
+    resident: bool
+    width: int = 4
+
+
+def static_cost(case: Case, speeds: Speeds) -> float:
+    """Seconds of W_s x for the whole batch: what the static model needs."""
+    tokens = case.B * case.S
+    moved = case.m * case.n + tokens * (case.m + case.n)
+    return 2 * tokens * case.m * case.n / speeds.product + case.width * moved / speeds.bytes
+
+
+def costs(case: Case, speeds: Speeds) -> dict[str, float]:
+    """Seconds of each plan that is possible."""
+    B, S, m, n, T, k, r, resident, width = case
+    tokens, found = B * S, {}
+    if r:
+        columns = T * r
+        found["factored"] = (
+            static_cost(case, speeds)
+            + 2 * tokens * columns * (m + n) / speeds.thin
+            + width * (columns * (m + n) + tokens * (3 * columns + 2 * m)) / speeds.bytes
+        )
+    if r and k < T:
+        columns = k * r
+        found["gathered"] = (
+            static_cost(case, speeds)
+            + 2 * tokens * columns * (m + n) / speeds.thin
+            + width * (2 * B * columns * (m + n) + tokens * (3 * columns + 4 * m)) / speeds.bytes
+        )
+    rebuilt = 0.0 if resident else 2 * T * m * n * r / speeds.product + width * 2 * T * m * n / speeds.bytes
+    found["dense"] = (
+        2 * tokens * m * n / speeds.batched
+        + 2 * B * T * m * n / speeds.mixed
+        + width * (T * m * n + tokens * (n + 3 * m)) / speeds.bytes
+        + rebuilt
+    )
+    return found
+
+
+class Choice(NamedTuple):
+    """A plan and what it was expected to cost, in seconds, beside the static model's layer."""
+
+    plan: str
+    seconds: float
+    static: float
+
+
+class Explained(NamedTuple):
+    """How one layer computed the last batch.
+
+    Args:
+        plan: the plan that was taken.
+        ratio: its expected time over that of the static model's layer.
+    """
+
+    layer: str
+    plan: str
+    ratio: float
+
+
+def explanation(layers: Sequence[Explained]) -> str:
+    """A line for each layer's name without its numbers, of those that have the same plan."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for layer, plan, ratio in layers:
+        found.setdefault((re.sub(r"\.\d+\.", ".*.", layer), plan), []).append(ratio)
+    width = max((len(layer) for layer, _ in found), default=0)
+    lines = [
+        f"  {layer:<{width}}  {plan:<9} {len(ratios):>3} x  {sum(ratios) / len(ratios):6.2f} of the static layer's time, expected"
+        for (layer, plan), ratios in found.items()
+    ]
+    return "\n".join(lines)
+
+
+@dataclass
+class Planner:
+    """Chooses a plan for each matrix, and shares out the memory for dense deltas.
+
+    Args:
+        plan: ``auto``, or one of ``PLANS`` where it is possible.
+        memory: bytes that dense deltas of factored matrices may take up in all.
+        speeds: of this machine; measured when they are first needed.
+    """
+
+    plan: str = "auto"
+    memory: int = 0
+    speeds: Speeds | None = None
+    left: int = field(init=False)
+    choices: dict[str, tuple[Case, Choice]] = field(default_factory=dict)
+    _known: dict[Case, Choice] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.left = self.memory
+
+    def choose(self, case: Case, layer: str, device: str = "cpu") -> str:
+        """The plan of one matrix for this batch, remembered for ``explain`` under the layer's name."""
+        choice = self._known.get(case)
+        if choice is None:
+            if self.speeds is None:
+                self.speeds = Speeds.of(device, case.width)
+            expected = costs(case, self.speeds)
+            wanted = self.plan if self.plan in expected else min(expected, key=lambda plan: expected[plan])
+            choice = self._known[case] = Choice(wanted, expected[wanted], static_cost(case, self.speeds))
+        self.choices[layer] = case, choice
+        return choice.plan
+
+    def explained(self) -> list[Explained]:
+        """Each matrix's plan for the last batch, in the order of the layers."""
+        return [
+            Explained(layer, choice.plan, choice.seconds / choice.static) for layer, (_, choice) in self.choices.items()
+        ]
+
+    def keep(self, size: int) -> bool:
+        """Whether dense deltas of ``size`` bytes may stay in memory; if so, they are counted."""
+        if size > self.left:
+            return False
+        self.left -= size
+        return True

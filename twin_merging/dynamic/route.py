@@ -1,0 +1,110 @@
+"""Replace a model's layers by routed ones, each by the form that fits it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from twin_merging.dynamic.attention import RoutedAttention
+from twin_merging.dynamic.fallback import RoutedByExample, warn
+from twin_merging.dynamic.layers import (
+    Routed,
+    RoutedConv1D,
+    RoutedConv2d,
+    RoutedEmbedding,
+    RoutedLayerNorm,
+    RoutedLinear,
+    RoutedRMSNorm,
+    RoutedScale,
+    RoutedTokens,
+)
+from twin_merging.dynamic.mixture import Mixture
+from twin_merging.dynamic.plan import Planner
+from twin_merging.sparsifiers.sparse import Sparse
+from twin_merging.sparsifiers.stored import Delta, multiplied_out
+from twin_merging.sparsifiers.svd import Factors
+
+FORMS: dict[type[nn.Module], type[Routed]] = {
+    nn.Linear: RoutedLinear, nn.modules.linear.NonDynamicallyQuantizableLinear: RoutedLinear, Conv1D: RoutedConv1D,
+    nn.Embedding: RoutedEmbedding, nn.LayerNorm: RoutedLayerNorm, nn.RMSNorm: RoutedRMSNorm,
+    nn.MultiheadAttention: RoutedAttention,
+}  # fmt: skip
+SCALES = ("RMSNorm", "LayerScale")
+"""Ends of the names of classes that multiply their input by a vector, without adding to it first (``RoutedScale``)."""
+TOKENS = ("ViTEmbeddings", "Dinov2Embeddings", "DeiTEmbeddings", "CLIPVisionEmbeddings")
+"""Classes that put tokens or positions of their own beside each image's (``RoutedTokens``)."""
+
+
+def route(encoder: nn.Module, deltas: Mapping[str, Delta], mixture: Mixture, planner: Planner) -> nn.Module:
+    """Replace, in place, each module of ``encoder`` that has a delta by its routed form.
+
+    A module without one runs its own code once for each example's weights, and a warning names it. A parameter that
+    several modules have in common, such as a language model's tied embeddings, is routed in all of them.
+
+    Args:
+        encoder: holds the shared expert's weights.
+        deltas: exclusive knowledge by parameter name.
+        mixture: where the routed modules read the batch's weights.
+        planner: chooses how they compute.
+
+    Raises:
+        AttributeError: if the model has no parameter of that name.
+        UserError: if a module is of a kind that cannot be routed.
+    """
+    by_module: dict[str, dict[str, Factors | Tensor]] = {}
+    owners = _owners(encoder)
+    for name, delta in deltas.items():
+        kept = multiplied_out(delta) if isinstance(delta, Sparse) else delta
+        for owner, parameter in owners[encoder.get_parameter(name)]:
+            by_module.setdefault(owner, {})[parameter] = kept
+    for name in sorted(by_module, key=lambda name: -name.count(".") if name else 1):  # the innermost first
+        encoder = _replaced(encoder, name, by_module[name], mixture, planner)
+    return encoder
+
+
+def _owners(encoder: nn.Module) -> dict[Tensor, list[tuple[str, str]]]:
+    """By parameter, (module, name): where it is read."""
+    owners: dict[Tensor, list[tuple[str, str]]] = {}
+    for name, module in encoder.named_modules():
+        outer, _, last = name.rpartition(".")
+        inner = last == "out_proj" and isinstance(encoder.get_submodule(outer), nn.MultiheadAttention)
+        for parameter, tensor in module.named_parameters(recurse=False):
+            # an attention reads the weight of its projection by itself
+            owners.setdefault(tensor, []).append((outer, f"out_proj.{parameter}") if inner else (name, parameter))
+    return owners
+
+
+def _replaced(
+    encoder: nn.Module, name: str, deltas: dict[str, Factors | Tensor], mixture: Mixture, planner: Planner
+) -> nn.Module:
+    shared = encoder.get_submodule(name)
+    form = _form(shared, deltas)
+    path = f"{type(encoder).__name__}.{name}" if name else type(encoder).__name__
+    if form is RoutedByExample:
+        warn(path, type(shared).__name__)
+    if form not in (RoutedLinear, RoutedConv1D, RoutedEmbedding, RoutedAttention):
+        deltas = {key: multiplied_out(x) for key, x in deltas.items()}
+    layer = form(shared, mixture, planner, deltas, path)
+    if not name:
+        return layer
+    parent, _, attribute = name.rpartition(".")
+    setattr(encoder.get_submodule(parent), attribute, layer)
+    return encoder
+
+
+def _form(shared: nn.Module, deltas: Mapping[str, Factors | Tensor]) -> type[Routed]:
+    name = type(shared).__name__
+    if type(shared) in FORMS:
+        return FORMS[type(shared)]
+    if (
+        type(shared) is nn.Conv2d
+        and shared.groups == 1
+        and shared.padding_mode == "zeros"
+        and shared.padding not in ("same", "valid")
+    ):
+        return RoutedConv2d
+    if name.endswith(SCALES) and all(delta.dim() == 2 for delta in deltas.values() if isinstance(delta, Tensor)):
+        return RoutedScale
+    return RoutedTokens if name in TOKENS else RoutedByExample
