@@ -13,8 +13,9 @@ from test_adapters import adapter
 from transformers import AutoModelForSequenceClassification
 
 from twin_merging.checkpoints import Checkpoint
+from twin_merging.dynamic.model import TwinMergedModel
 from twin_merging.sparsifiers.stored import read_back
-from twin_merging.standalone import load_twin, twin
+from twin_merging.standalone import twin
 from twin_merging.standalone.adapters import Adapter, Pair
 from twin_merging.standalone.cli import main
 
@@ -116,7 +117,7 @@ def unloaded(tmp_path: Path, number: int) -> torch.nn.Module:
 def test_each_expert_comes_back_from_its_knowledge(tmp_path, given, no_dense_matrix):
     """By default rank 16, which is whole here: θ_s + v_t = θ_t."""
     assert main([*given, AVERAGING, f"out={tmp_path / 'out'}"]) == 0
-    model = load_twin(tmp_path / "out")
+    model = TwinMergedModel.from_pretrained(tmp_path / "out")
     for number in range(len(SETTINGS)):
         weights = torch.eye(len(SETTINGS))[number].expand(len(IDS), -1)
         expected = unloaded(tmp_path, number).eval()(input_ids=IDS).logits
@@ -153,5 +154,7 @@ def test_experts_that_are_more_than_factors(tmp_path, last):
         adapter(tmp_path / "a2", tmp_path / "base", "bert", 3, **SETTINGS[2], modules_to_save=["classifier"])
         expected = unloaded(tmp_path, 2)
     assert main([*arguments(tmp_path), f"out={tmp_path / 'out'}"]) == 0
-    found = load_twin(tmp_path / "out")(input_ids=IDS, weights=torch.eye(3)[2].expand(len(IDS), -1)).logits
+    found = TwinMergedModel.from_pretrained(tmp_path / "out")(
+        input_ids=IDS, weights=torch.eye(3)[2].expand(len(IDS), -1)
+    ).logits
     torch.testing.assert_close(found, expected.eval()(input_ids=IDS).logits, rtol=1e-3, atol=1e-4)

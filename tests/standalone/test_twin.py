@@ -13,11 +13,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import MlpRouter as RouterOptions
+from twin_merging.dynamic.model import TwinMergedModel
 from twin_merging.errors import UserError
 from twin_merging.routers.mlp import MlpRouter
 from twin_merging.sparsifiers.stored import read_back
 from twin_merging.sparsifiers.svd import Factors
-from twin_merging.standalone import load_twin, twin
+from twin_merging.standalone import twin
 from twin_merging.standalone.cli import main
 
 IDS = torch.tensor([[5, 9, 3, 44, 21], [1, 2, 3, 4, 5], [7, 7, 1, 0, 2]])
@@ -47,7 +48,7 @@ def answers(weights: dict[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor
 def test_whole_knowledge_mixes_the_experts_themselves(tmp_path, given, whole):
     """Without truncation θ*(x) = Σ w_t θ_t for weights that sum to 1, whatever the shared expert."""
     assert main([*given, *whole, "merge_method.shared.scaling=0.4", f"out={tmp_path / 'out'}"]) == 0
-    model = load_twin(tmp_path / "out")
+    model = TwinMergedModel.from_pretrained(tmp_path / "out")
     found = model(input_ids=IDS, weights=WEIGHTS).logits
     _, experts = states(tmp_path)
     for row, weights in enumerate(WEIGHTS):
@@ -69,7 +70,7 @@ def test_factors_are_the_best_of_their_rank(tmp_path, given):
         U, S, Vt = torch.linalg.svd(delta.double(), full_matrices=False)
         return ((U[:, :2] * S[:2]) @ Vt[:2]).float()
 
-    model = load_twin(tmp_path / "out")
+    model = TwinMergedModel.from_pretrained(tmp_path / "out")
     found = model(input_ids=IDS, weights=WEIGHTS).logits
     for row, weights in enumerate(WEIGHTS):
         mixed = {
@@ -192,7 +193,7 @@ def test_language_models_with_tied_embeddings_answer_and_generate(tmp_path):
         save(tmp_path / name, "llama", seed)
     experts = f"experts=[{tmp_path / 'e1'},{tmp_path / 'e2'}]"
     assert main([f"base={tmp_path / 'base'}", experts, "merge_method=twin", f"out={tmp_path / 'out'}"]) == 0
-    model, one_hot = load_twin(tmp_path / "out"), torch.eye(2)[[1, 0, 1]]
+    model, one_hot = TwinMergedModel.from_pretrained(tmp_path / "out"), torch.eye(2)[[1, 0, 1]]
     found = model(input_ids=IDS, weights=one_hot).logits
     tokens = model.generate(IDS, one_hot, max_new_tokens=4, do_sample=False)
     for row, expert in enumerate(["e2", "e1", "e2"]):
@@ -203,4 +204,4 @@ def test_language_models_with_tied_embeddings_answer_and_generate(tmp_path):
 
 def test_a_folder_without_a_twin(tmp_path):
     with pytest.raises(UserError, match="no twin"):
-        load_twin(tmp_path)
+        TwinMergedModel.from_pretrained(tmp_path)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from twin_merging.config import Exact, bytes_of
+from twin_merging.checkpoints import check
+from twin_merging.config import Exact, Svd, TaskArithmetic, bytes_of, merge_methods, sparsifiers
+from twin_merging.dynamic.folder import load, save
 from twin_merging.dynamic.layers import weights_of
 from twin_merging.dynamic.mixture import Mixture
 from twin_merging.dynamic.plan import Explained, Planner
 from twin_merging.dynamic.route import route
+from twin_merging.merging.apply import merge, modularize
+from twin_merging.merging.twin import exclusive_knowledge
 from twin_merging.sparsifiers.stored import Delta, multiplied_out
 
 
@@ -24,24 +29,64 @@ class TwinMergedModel(nn.Module):
         shared: the encoder, or a whole model, with θ_s. It is changed in place: its layers become routed ones.
         exclusive: v_t by parameter name, factored, sparse or whole.
         options: how it computes, and whether it leaves experts of little weight out.
-        router: features (B, d) -> w(x) (B, T); needed to route, not to answer under weights that are given.
-        layer: whose token states the router reads; −1 the last.
+        router: features (B, d) -> w(x) (B, T); needed to route, not to answer under weights that are given. Its ``layer``
+            says whose token states it reads.
     """
 
     def __init__(
         self, shared: nn.Module, exclusive: Mapping[str, Delta], options: Exact | None = None,
-        router: nn.Module | None = None, layer: int = -1,
+        router: nn.Module | None = None,
     ):  # fmt: skip
         super().__init__()
         self.router: Any
         self.encoder: Any
         options = options or Exact()
-        self.exclusive, self.router, self.layer = exclusive, router, layer
+        self.exclusive, self.router = exclusive, router
         self._shared = shared.state_dict(keep_vars=True)
         self.mixture = Mixture(options.top_k, options.mass)
         self.planner = Planner(options.plan, bytes_of(options.memory, "inference.memory"))
         self.encoder = route(shared, exclusive, self.mixture, self.planner)
         self.requires_grad_(False)
+
+    @classmethod
+    def from_experts(
+        cls, base: nn.Module, experts: Sequence[nn.Module], shared: Any = None, sparsifier: Any = None,
+        options: Exact | None = None, router: nn.Module | None = None,
+    ) -> TwinMergedModel:  # fmt: skip
+        """Merge models of one architecture that are in memory.
+
+        Args:
+            base: the pre-trained model, which becomes the shared expert.
+            experts: the fine-tuned ones.
+            shared: options of the static method that makes the shared expert; Task Arithmetic without them.
+            sparsifier: options of what compresses θ_t − θ_s; the SVD at rank 16 without them.
+            options, router: as of the model.
+        """
+        shared, sparsifier = shared or TaskArithmetic(), sparsifier or Svd(rank=16)
+        states = [{name: x.detach() for name, x in model.named_parameters()} for model in (base, *experts)]
+        start, others = states[0], states[1:]
+        exclusive: dict[str, Delta] = {}
+        for number, state in enumerate(others):
+            check(state, start, f"experts[{number}]")
+        merged = merge(merge_methods[shared.name].load(), shared, start, others, list(start))
+        modularize(
+            exclusive.__setitem__, sparsifiers[sparsifier.name].load(), sparsifier, exclusive_knowledge(merged, others, start)
+        )  # fmt: skip
+        base.load_state_dict(merged, strict=False)
+        return cls(base, {name: exclusive[name] for name in start}, options, router)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, options: Exact | None = None) -> TwinMergedModel:
+        """The model of a folder that ``save_pretrained`` or ``merge.py merge_method=twin`` wrote, in float32.
+
+        Raises:
+            UserError: if the folder holds no twin, or its architecture has modules that cannot be routed.
+        """
+        return load(cls, Path(folder), options)
+
+    def save_pretrained(self, folder: str | Path, experts: Sequence[str] = ()) -> None:
+        """Write the shared expert, v_t, the router and what the experts are called into a new folder."""
+        save(self, self._shared, Path(folder), experts)
 
     def forward(self, *args: Any, weights: Tensor | None = None, **inputs: Any) -> Any:
         """The model's output under each example's own weights.
@@ -61,7 +106,7 @@ class TwinMergedModel(nn.Module):
         """
         assert self.router is not None, "this model has no router"
         output = self(**{**inputs, "output_hidden_states": True})
-        states = output.hidden_states[self.layer].float()
+        states = output.hidden_states[int(self.router.layer)].float()
         mask = inputs.get("attention_mask")
         real = torch.ones(states.shape[:2], device=states.device) if mask is None else mask.to(states.dtype)
         return self.router.weights((states * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True))

@@ -197,7 +197,7 @@ class Stages:
         component = routers[self.run.router.name]
         options = {"router": to_plain(self.run.router), "code": component.code_hash(), "seed": self.run.seed}
         inputs = (self.encoded_by_shared(VALIDATION), *(self.data(name) for name in self.names))
-        return Stage("router", self.run.router.name, options, inputs, by("compute", "router", self))
+        return Stage("router", self.run.router.name, options, inputs, by("compute", "router", self), version=2)
 
     @property
     def trains_router(self) -> bool:

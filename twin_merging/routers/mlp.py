@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class MlpRouter(nn.Module):
     """
 
     temperature: Tensor
+    layer: Tensor
 
     def __init__(self, options: Options, hidden: int, experts: int):
         super().__init__()
@@ -37,6 +39,7 @@ class MlpRouter(nn.Module):
             nn.Linear(wide, experts),
         )  # fmt: skip
         self.register_buffer("temperature", torch.tensor(1.0 if options.temperature is None else options.temperature))
+        self.register_buffer("layer", torch.tensor(options.layer))  # whose states the features are
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (rows, T) of features (rows, d)."""
@@ -47,6 +50,14 @@ class MlpRouter(nn.Module):
         """w(x): (rows, T), each row sums to 1."""
         self.eval()
         return (self(features.float()) / self.temperature).softmax(-1)
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor]) -> MlpRouter:
+        """A trained router from its ``state_dict``."""
+        first, last = state["layers.0.weight"], state["layers.8.bias"]
+        router = cls(Options(), first.shape[1], len(last))
+        router.load_state_dict(dict(state))
+        return router.eval()
 
     @classmethod
     def fit(

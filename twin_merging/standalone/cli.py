@@ -25,7 +25,7 @@ EXAMPLES = """Examples:
   python merge.py base=DIR experts=[LORA1,LORA2] merge_method=task_arithmetic merge_method.scaling=0.5 out=DIR
       PEFT adapters into one adapter, exactly
   python merge.py base=DIR experts=[DIR1,DIR2] merge_method=twin sparsifier.rank=16 out=DIR
-      a shared expert and compressed exclusive knowledge, for twin_merging.standalone.load_twin
+      a shared expert and compressed exclusive knowledge, which TwinMergedModel.from_pretrained loads
 """
 
 HELP = """Merge models that exist. A model is a folder with safetensors weights (sharded or not), a hub name

@@ -6,17 +6,16 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twin_merging.basis import Vectors, decompose
-from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import Svd, sparsifiers
-from twin_merging.errors import UserError
+from twin_merging.dynamic.folder import EXCLUSIVE, RECORD, ROUTER, SHARED
 from twin_merging.mapped import MappedCheckpoint
 from twin_merging.merging.apply import modularize
 from twin_merging.merging.twin import exclusive_knowledge
 from twin_merging.parts import Parts
-from twin_merging.sparsifiers.stored import read_back, tensors_of
+from twin_merging.sparsifiers.stored import tensors_of
 from twin_merging.standalone.adapter_twin import factored_knowledge
 from twin_merging.standalone.layout import Layout
 from twin_merging.standalone.options import MergeOptions
@@ -24,17 +23,13 @@ from twin_merging.standalone.sources import Source
 from twin_merging.standalone.writing import write_model
 from twin_merging.validation import to_plain
 
-if TYPE_CHECKING:
-    from twin_merging.dynamic.model import TwinMergedModel
-
-SHARED, EXCLUSIVE, ROUTER, RECORD = "shared", "exclusive.safetensors", "router.safetensors", "twin.json"
 PARTS, BASIS = "exclusive.parts", "basis.parts"
 
 USAGE = """```python
 import torch
-from twin_merging.standalone import load_twin
+from twin_merging.dynamic.model import TwinMergedModel
 
-model = load_twin(FOLDER)  # this folder
+model = TwinMergedModel.from_pretrained(FOLDER)  # this folder
 weights = torch.tensor([{example}])  # w(x): a row an example, a column an expert: {names}
 output = model(input_ids=INPUT_IDS, weights=weights)  # θ_s + Σ_t w_t(x) v_t for each row; without weights θ_s alone
 ```"""
@@ -105,32 +100,3 @@ def names_of(experts: Sequence[Source]) -> list[str]:
     return [
         str(source.origin.get("hub") or source.origin.get("asset") or source.origin["folder"]) for source in experts
     ]
-
-
-def load_twin(folder: str | Path) -> TwinMergedModel:
-    """The model of a folder that ``merge.py merge_method=twin`` wrote, in float32 and ready to answer.
-
-    ``model(..., weights=w)`` answers each example under θ_s + Σ_t w_t(x) v_t (paper equation 3); w is (B, T).
-
-    Raises:
-        UserError: if the folder holds no twin, or its architecture has modules that cannot be routed.
-    """
-    import torch
-    import transformers
-
-    from twin_merging.dynamic.model import TwinMergedModel
-
-    folder = Path(folder)
-    if not (folder / RECORD).is_file():
-        raise UserError("no twin", key=str(folder), expected=f"{SHARED}/, {EXCLUSIVE} and {RECORD}")
-    config = transformers.AutoConfig.from_pretrained(folder / SHARED)
-    name = (config.architectures or ["AutoModel"])[0]
-    kind = getattr(transformers, name, transformers.AutoModel)
-    model = kind.from_pretrained(folder / SHARED, dtype=torch.float32)
-    try:
-        return TwinMergedModel(model, read_back(Checkpoint(folder / EXCLUSIVE))).eval()
-    except AttributeError as error:
-        raise UserError(
-            f"this architecture stores its weights under other names than its modules' ({error})", key=str(folder), found=name,
-            expected="such as BERT, RoBERTa or ELECTRA",
-        ) from error  # fmt: skip
