@@ -124,20 +124,29 @@ def test_vision_encoders(kind, factored, caplog):
 
 
 @pytest.mark.parametrize("factored", [True, False])
+@pytest.mark.parametrize(
+    "skip", [(), ("proj",), ("positional_embedding", "class_embedding"), ("positional_embedding",)]
+)
+@pytest.mark.parametrize("tokens", [False, True])
 @torch.no_grad()
-def test_open_clips_image_tower_with_packed_attention(factored, caplog):
+def test_open_clips_image_tower_with_packed_attention(tokens, skip, factored, caplog):
     tower = open_clip.model.VisionTransformer(
-        image_size=8, patch_size=4, width=12, layers=2, heads=2, mlp_ratio=2.0, output_dim=6
+        image_size=8, patch_size=4, width=12, layers=2, heads=2, mlp_ratio=2.0, output_dim=6, output_tokens=tokens
     )
     model = drawn(tower, torch.float64)
     deltas, weights, images = exclusive_of(model, factored), weights_of(), torch.randn(B, 3, 8, 8, dtype=torch.float64)
-    slow = torch.cat([merged(model, deltas, w)(images[row : row + 1]) for row, w in enumerate(weights)])
+    for name in skip:
+        deltas[name] = torch.zeros(T, *model.get_parameter(name).shape, dtype=torch.float64)
+    slow = [merged(model, deltas, w)(images[row : row + 1]) for row, w in enumerate(weights)]
     shared = model(images)
-    with caplog.at_level("WARNING", "twin_merging"):
-        twin = TwinMergedModel(model, deltas)
+    twin = TwinMergedModel(model, {name: delta for name, delta in deltas.items() if name not in skip})
     fast = twin(images, weights=weights)
-    assert (fast - shared).abs().max() > 0.01
-    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-10)
+    parts = zip(fast, shared, zip(*slow, strict=True), strict=True) if tokens else [(fast, shared, slow)]
+    for found, before, expected in parts:
+        assert (found - before).abs().max() > 0.01
+        torch.testing.assert_close(found, torch.cat(list(expected)), rtol=0, atol=1e-10)
+    assert "no routed form" not in caplog.text
+    torch.testing.assert_close(twin(images), shared, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,3 +99,30 @@ def test_what_is_excluded_stays_as_before_fine_tuning(reuse: list[str], finished
     assert biases
     assert biases <= same
     assert not {name for name in same - biases if "query.weight" in name}
+
+
+def test_group_wise_merging_takes_the_same_route_with_other_weights(
+    reuse: list[str], finished: Finished, tmp_path: Path
+):
+    succeed("merge_method=twin", "inference=group_wise", "inference.groups=1", *reuse, folder=tmp_path)
+    result, exact = only(tmp_path), results(finished.folder)["twin", "oracle"]
+    assert result["routing"]["confusion"] == exact["routing"]["confusion"]
+    assert result["tasks"] != exact["tasks"]
+
+
+def test_few_experts_a_row_are_reported_and_any_plan_gives_the_same_scores(
+    reuse: list[str], finished: Finished, tmp_path: Path
+):
+    exact = results(finished.folder)["twin", "oracle"]
+    assert exact["routing"]["dropped"] == 0
+    outcome = succeed("merge_method=twin", "inference.top_k=1", "inference.explain=true", *reuse, folder=tmp_path)
+    assert 0 < only(tmp_path)["routing"]["dropped"] < 1
+    assert "gathered" in outcome.text
+    cache = tmp_path / "dense/cache"
+    shutil.copytree(finished.cache, cache)
+    shutil.rmtree(cache / "dynamic")
+    shutil.rmtree(cache / "result")
+    arguments = [*(argument for argument in reuse if "paths.cache" not in argument), f"paths.cache={cache}"]
+    succeed("merge_method=twin", "inference.plan=dense", *arguments, folder=tmp_path / "dense")
+    for name, task in only(tmp_path / "dense")["tasks"].items():
+        assert task["raw"] == pytest.approx(exact["tasks"][name]["raw"], abs=1e-4)

@@ -53,6 +53,14 @@ class Exact:
 
 
 @dataclass
+class GroupWise(Exact):
+    """One merged model for a group of rows that the router answers alike (appendix E): nearer to static, and worse."""
+
+    name: str = "group_wise"
+    groups: int = option(20, "clusters of the rows of each top expert", low=1)
+
+
+@dataclass
 class Scores:
     """Raw and normalized scores on the test split."""
 
@@ -87,6 +95,7 @@ class Paths:
 routers.add("mlp", MlpRouter, "twin_merging.routers.mlp:MlpRouter")
 routers.add("oracle", OracleRouter, "twin_merging.routers.oracle:oracle_weights")
 inferences.add("exact", Exact, "twin_merging.dynamic.model:TwinMergedModel")
+inferences.add("group_wise", GroupWise, "twin_merging.dynamic.model:TwinMergedModel")
 evaluations.add("scores", Scores, "twin_merging.evaluation.scoring:score")
 trackers.add("none", Tracker, "twin_merging.trackers:NoTracker")
 trackers.add("jsonl", Tracker, "twin_merging.trackers:JsonlTracker")

@@ -15,6 +15,8 @@ from twin_merging.dynamic.plan import Planner
 class RoutedAttention(Routed):
     """nn.MultiheadAttention with packed projections: [q, k, v]_b = (W_s + Σ_t w_t Δ_t) x_b of all three at once."""
 
+    factored = ("in_proj_weight", "out_proj.weight")
+
     def prepare(self, planner: Planner, deltas: dict[str, Any]) -> None:
         shared = self.shared
         self.own_in = self.own_out = None

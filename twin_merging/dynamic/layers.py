@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class Routed(nn.Module):
     """
 
     shared: Any
+    factored: ClassVar[tuple[str, ...]] = ()
+    """The parameters whose deltas it takes as factors; of others it gets the dense ones."""
 
     def __init__(self, shared: nn.Module, mixture: Mixture, planner: Planner, deltas: Deltas, path: str):
         super().__init__()
@@ -71,6 +73,7 @@ class RoutedLinear(Routed):
     """y_b = (W_s + Σ_t w_t Δ_t) x_b + c_s + Σ_t w_t δ_t for x of (B, ..., n)."""
 
     bias_deltas: Any
+    factored = ("weight",)
 
     def prepare(self, planner: Planner, deltas: dict[str, Any]) -> None:
         weight, bias = deltas.get("weight"), deltas.get("bias")
@@ -155,6 +158,7 @@ class RoutedEmbedding(Routed):
     dense: Tensor | None
     U: Tensor | None
     V: Tensor | None
+    factored = ("weight",)
 
     def prepare(self, planner: Planner, deltas: dict[str, Any]) -> None:
         delta = deltas["weight"]
@@ -255,8 +259,8 @@ class RoutedTokens(RoutedWhole):
 
 
 @contextmanager
-def instead_of(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Have a module compute with other tensors in the place of its own parameters."""
+def instead_of(module: nn.Module, tensors: Mapping[str, Tensor | None]) -> Iterator[None]:
+    """Have a module compute with other tensors, or none, in the place of its own parameters."""
     parameters: dict[str, Any] = module._parameters
     before = {name: parameters[name] for name in tensors}
     parameters.update(tensors)

@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from twin_merging.dynamic.attention import RoutedAttention
 from twin_merging.dynamic.fallback import RoutedByExample, warn
+from twin_merging.dynamic.image_tower import IMAGE_TOWER, RoutedImageTower
 from twin_merging.dynamic.layers import (
     Routed,
     RoutedConv1D,
@@ -84,8 +85,7 @@ def _replaced(
     path = f"{type(encoder).__name__}.{name}" if name else type(encoder).__name__
     if form is RoutedByExample:
         warn(path, type(shared).__name__)
-    if form not in (RoutedLinear, RoutedConv1D, RoutedEmbedding, RoutedAttention):
-        deltas = {key: multiplied_out(x) for key, x in deltas.items()}
+    deltas = {key: x if key in form.factored else multiplied_out(x) for key, x in deltas.items()}
     layer = form(shared, mixture, planner, deltas, path)
     if not name:
         return layer
@@ -98,6 +98,10 @@ def _form(shared: nn.Module, deltas: Mapping[str, Factors | Tensor]) -> type[Rou
     name = type(shared).__name__
     if type(shared) in FORMS:
         return FORMS[type(shared)]
+    if isinstance(shared, nn.LayerNorm) and (type(shared).__module__, name) == ("open_clip.transformer", "LayerNorm"):
+        return RoutedLayerNorm  # a subclass that gives its input's dtype back, as this form does
+    if name == "VisionTransformer" and set(deltas) <= set(IMAGE_TOWER) and hasattr(shared, "positional_embedding"):
+        return RoutedImageTower
     if (
         type(shared) is nn.Conv2d
         and shared.groups == 1

@@ -14,7 +14,8 @@ from torch import Tensor
 from twin_merging import checkpoints, parameters
 from twin_merging.backbones.sources import Source, read_config
 from twin_merging.checkpoints import Checkpoint
-from twin_merging.config import finetunings, inferences, merge_methods, routers
+from twin_merging.config import GroupWise, finetunings, inferences, merge_methods, routers
+from twin_merging.dynamic.grouping import group_means
 from twin_merging.dynamic.plan import explanation
 from twin_merging.errors import UserError, unknown
 from twin_merging.evaluation.heads import oracle_answers
@@ -210,6 +211,8 @@ def dynamic(stages: Stages, folder: Path, scratch: Path) -> None:
     shared = encoder_with(stages, read_all(Checkpoint(stages.get(stages.shared).path(ENCODER))))
     model = inferences[stages.run.inference.name].load()(shared, exclusive_of(stages), stages.run.inference)
     weights = routing_weights(stages, tasks)
+    if isinstance(stages.run.inference, GroupWise):
+        weights = group_means(weights, stages.run.inference.groups, stages.run.seed)
     tensors: dict[str, Tensor] = {}
     for task in tasks:
         tokens = tokens_of(stages, task, TEST)
