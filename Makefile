@@ -36,8 +36,9 @@ format: setup  ## Rewrite the code in the house's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## Compare speed and memory with mergekit, a plain loop and torch, in ratios (about 14 GB of disk)
-	$(BIN)/python benchmarks/merging.py --json outputs/benchmarks.json
+bench: setup  ## Compare speed and memory of merges and of routed batches with others, in ratios (an hour, 14 GB of disk)
+	$(BIN)/python benchmarks/merging.py --json outputs/merging.json
+	$(BIN)/python benchmarks/dynamic.py --json outputs/dynamic.json
 
 assets: setup  ## Fetch and verify the offline models and data
 	$(BIN)/python -m twin_merging.assets fetch

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,3 +106,22 @@ def test_a_folder_that_exists_is_not_overwritten(tmp_path):
     (tmp_path / "twin/shared").mkdir(parents=True)
     with pytest.raises(FileExistsError):
         TwinMergedModel.from_experts(base, experts).save_pretrained(tmp_path / "twin")
+
+
+@torch.no_grad()
+def test_the_lines_of_the_readme_answer(tmp_path, monkeypatch, capsys):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (lines,) = re.findall(r"```python\n(from twin_merging.dynamic.model.*?)```", readme, re.DOTALL)
+    base, *experts = models("llama")
+    router = Router(MlpRouter(), 16, T).eval()
+    TwinMergedModel.from_experts(base, experts, router=router).save_pretrained(tmp_path / "OUT")
+    monkeypatch.chdir(tmp_path)
+    known = {"batch": {"input_ids": IDS}, "prompts": {"input_ids": IDS, "pad_token_id": 0}}
+    exec(lines, known)
+    assert known["output"].logits.shape == (B, 6, 40)
+    assert known["weights"].shape == (B, T)
+    assert known["tokens"].shape[1] <= 6 + 64
+    plain = models("llama", 1)[0]
+    plain.load_state_dict(known["plain"])
+    torch.testing.assert_close(plain(IDS[:1]).logits, known["output"].logits[:1], rtol=1e-4, atol=1e-5)
+    assert "LlamaForCausalLM.model.layers.0.self_attn.q_proj" in capsys.readouterr().out

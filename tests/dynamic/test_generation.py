@@ -118,7 +118,9 @@ def test_explain_names_every_matrix_and_its_plan():
     twin = TwinMergedModel(
         language("llama", torch.float32), exclusive_of(language("llama", torch.float32), True), Exact(plan="factored")
     )
-    layers = twin.explain(input_ids=torch.randint(2, 40, (B, 6)), weights=weights_of(dtype=torch.float32))
+    batch = {"input_ids": torch.randint(2, 40, (B, 6)), "weights": weights_of(dtype=torch.float32)}
+    layers = twin.explain(**batch)
+    assert twin.explain(**batch) == layers
     assert {layer.plan for layer in layers} == {"factored"}
     assert len(layers) == 2 * 7 + 1
     assert "LlamaForCausalLM.model.layers.1.mlp.down_proj" in {layer.layer for layer in layers}

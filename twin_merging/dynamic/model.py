@@ -142,7 +142,6 @@ class TwinMergedModel(nn.Module):
     @torch.inference_mode()
     def explain(self, *args: Any, **inputs: Any) -> list[Explained]:
         """Each matrix's plan for a batch like this one, which is answered and thrown away, in the order of the layers."""
-        self.planner.choices.clear()
         self(*args, **inputs)
         return self.plans()
 
