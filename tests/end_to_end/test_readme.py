@@ -23,6 +23,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("python run.py")
 ]
+(EXAMPLE,) = (block for language, block in BLOCKS if language == "python" and ".register(" in block)
 FEW = ("tasks.limit=24", "finetune.epochs=1")
 QUICK = "merge_method=ties,dare_ties,regmean,tsv_merge,emr"  # hundreds of steps are no quicker on few rows
 LOOKS = ("--help", "--cfg", "cache=")
@@ -34,7 +35,7 @@ def start_folder(data: Path, need_asset: Callable[[str], Path], tmp_path_factory
     """Where the commands start: the example method, two tasks a and b below DIR, and an empty cache."""
     need_asset("minilm")
     folder = tmp_path_factory.mktemp("readme")
-    (folder / "my_method.py").write_text(next(block for language, block in BLOCKS if language == "python"))
+    (folder / "my_method.py").write_text(EXAMPLE)
     source = data / "text"
     for name, original in zip("ab", sorted(source.iterdir()), strict=False):
         shutil.copytree(original, folder / "DIR/text" / name)
