@@ -70,27 +70,17 @@ class DareTaskArithmetic:
 
 
 @dataclass
-class DareTies:
+class DareTies(Ties):
     """TIES of task vectors of which each number is dropped with probability p and the rest rescaled"""
 
     name: str = "dare_ties"
     scaling: float = option(0.7, "λ", low=-10, high=10)
-    drop_rate: float = option(0.7, "p, the probability that a number is dropped", low=0, high=0.999)
-    rescale: bool = option(True, "divide what is left by 1 − p")
     density: float = option(
         0.2, "share of all numbers that trimming keeps after dropping; 1: no trimming, as in PEFT and mergekit",
         low=0, high=1,
     )  # fmt: skip
-    threshold: str = option(
-        "global", "largest of the whole task vector, or of each tensor", choices=("global", "per_tensor")
-    )
-    zero_sign: str = option(
-        "majority",
-        "elected where the experts cancel out: the sign elected most often, + (as PEFT and mergekit do), or neither",
-        choices=("majority", "positive", "drop"),
-    )
-    reduction: str = option("mean", "of the numbers that agree with the elected sign", choices=("mean", "sum"))
-    grid: list[float] | None = option(None, "λ to choose from on validation; null: take scaling", low=-10, high=10)
+    drop_rate: float = option(0.7, "p, the probability that a number is dropped", low=0, high=0.999)
+    rescale: bool = option(True, "divide what is left by 1 − p")
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from twin_merging.config import DareTies, Ties
+from twin_merging.config import Ties
 from twin_merging.merging.method import At, static
 from twin_merging.merging.stack import Stack, in_parallel
 from twin_merging.merging.threshold import Change, kth_largest
@@ -28,7 +28,7 @@ class Vote(NamedTuple):
     zero_sign: Callable[[], float]
 
 
-def vote(stack: Stack, options: Ties | DareTies, seed: int, change: Change | None = None) -> dict[str, Vote]:
+def vote(stack: Stack, options: Ties, seed: int, change: Change | None = None) -> dict[str, Vote]:
     """The thresholds of a ``density``, and the sign that zeros take; by parameter.
 
     The majority is counted, in another reading, when a sum of zero asks for it, which in float32 hardly happens.
