@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
 
 from twin_merging.config import Exact
+from twin_merging.config import MlpRouter as RouterOptions
 from twin_merging.dynamic.model import TwinMergedModel
+from twin_merging.routers.mlp import MlpRouter
 from twin_merging.sparsifiers.svd import Factors
 
 RANKS = (1, 4, 16, 64, 76)
@@ -98,6 +100,10 @@ def encoder_ways(rank: int, experts: int, examples: int, tokens: int, plans: tup
         ways[plan] = lambda twin=twin: twin(input_ids=ids, attention_mask=mask, weights=diffuse).last_hidden_state
     first = TwinMergedModel(roberta(), deltas, Exact(plan="gathered"))
     ways["top-1 gathered"] = lambda: first(input_ids=ids, attention_mask=mask, weights=top).last_hidden_state
+    for name, layer in (("routed by the last layer", -1), ("routed by layer 1, in one pass", 1)):
+        router = MlpRouter(RouterOptions(layer=layer), 768, experts).eval()
+        routed = TwinMergedModel(roberta(), deltas, Exact(memory="1KB"), router)
+        ways[name] = lambda routed=routed: routed.answer(input_ids=ids, attention_mask=mask).last_hidden_state
     if slow:
         own = roberta()
         ways["one at a time"] = lambda: one_at_a_time(first, own, diffuse, run)
@@ -139,7 +145,7 @@ def measure(case: str, rank: int, ways: Ways, repeats: int) -> list[dict]:
     times = {name: median(each[1:]) for name, each in seconds.items()}
     exact, rows = found.get("one at a time"), []
     for name in ways:
-        compared = exact is not None and name not in ("static", "top-1 gathered")
+        compared = exact is not None and name in (*PLANS, "one at a time")
         peak, usual = peaks[name], peaks["static"]
         difference = None
         if compared:

@@ -209,6 +209,11 @@ def _check_references(run: RunConfig) -> None:
     check_size(run.sparsifier)
     if hasattr(run.inference, "memory"):
         bytes_of(run.inference.memory, "inference.memory")
+    if getattr(run.inference, "lower", None) == "shared" and getattr(run.router, "layer", -1) < 0:
+        raise UserError(
+            "nothing is below the layer that this router reads", key="inference.lower", found=f"shared with router={run.router.name}",
+            expected="a router of an early layer", hint="router=mlp_early, or router.layer=K",
+        )  # fmt: skip
 
 
 def _check_expert(method: Any, key: str, names: list[str]) -> None:

@@ -60,6 +60,8 @@ def drawn(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def language(kind: str, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """The same one at every call."""
+    torch.manual_seed(0)
     return drawn(AutoModelForCausalLM.from_config(LANGUAGE[kind], attn_implementation="eager"), dtype)
 
 
@@ -158,8 +160,8 @@ def test_half_precision_is_as_near_as_a_merged_model_is(plan, dtype):
     weights = torch.eye(T)[torch.tensor([0, 2, 1, 0])] if plan == "gathered" else weights_of(dtype=torch.float32)
     exact = torch.cat([merged(model, deltas, w)(ids[row : row + 1]).logits for row, w in enumerate(weights)])
     halves = [merged(model, deltas, w).to(dtype)(ids[row : row + 1]).logits for row, w in enumerate(weights)]
-    usual = (torch.cat(halves).double() - exact).abs().max()
+    usual = (torch.cat(halves).double() - exact).norm()
     own = {name: type(delta)(*(part.to(dtype) for part in delta)) if isinstance(delta, tuple) else delta.to(dtype) for name, delta in deltas.items()}  # fmt: skip
     fast = TwinMergedModel(model.to(dtype), own, Exact(plan=plan))(input_ids=ids, weights=weights.to(dtype)).logits
     assert fast.dtype == dtype
-    assert (fast.double() - exact).abs().max() < max(2 * usual, 1e-5)
+    assert (fast.double() - exact).norm() < max(1.5 * usual, 1e-4)

@@ -134,3 +134,45 @@ def test_it_moves_and_casts_as_modules_do():
     with torch.no_grad():
         assert twin(input_ids=ids, weights=weights).logits.dtype == torch.float64
     assert not any(parameter.requires_grad for parameter in twin.parameters())
+
+
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("kind", list(LANGUAGE))
+@torch.no_grad()
+def test_below_the_first_block_the_shared_expert_answers(kind, start):
+    deltas, ids, weights = exclusive_of(language(kind), True), torch.randint(2, 40, (B, 6)), weights_of()
+    inner = "transformer.h." if kind == "gpt2" else "model.layers."
+    last = ("transformer.ln_f.", "model.norm.", "lm_head.")
+
+    def is_above(name: str) -> bool:
+        return name.startswith(last) or (
+            name.startswith(inner) and int(name.removeprefix(inner).split(".")[0]) >= start
+        )
+
+    upper = {name: delta for name, delta in deltas.items() if is_above(name)}
+    if kind != "qwen2":  # whose output is not tied to its input
+        upper["lm_head.weight"] = deltas["transformer.wte.weight" if kind == "gpt2" else "model.embed_tokens.weight"]
+    untied = language(kind)
+    untied.lm_head.weight = nn.Parameter(untied.lm_head.weight.clone())
+    expected = TwinMergedModel(untied, upper)(input_ids=ids, weights=weights).logits
+    twin = TwinMergedModel(language(kind), deltas)
+    found = twin(input_ids=ids, weights=weights, start=start).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    assert (found - twin(input_ids=ids, weights=weights).logits).abs().max() > 1e-3
+    assert twin.mixture.weights is None
+
+
+@pytest.mark.parametrize("layer", [-1, 0, 1])
+def test_an_early_router_answers_in_one_pass(layer):
+    torch.manual_seed(1)
+    model = language("llama", torch.float32)
+    router = Router(MlpRouter(layer=layer), 16, T).eval()
+    twin, passes = TwinMergedModel(model, exclusive_of(model, True, 0.3), router=router), []
+    twin.encoder.model.layers[1].register_forward_pre_hook(lambda *_: passes.append(1))
+    ids, mask = prompts()
+    found = twin.answer(input_ids=ids, attention_mask=mask).logits
+    assert len(passes) == (2 if layer < 0 else 1)
+    weights = twin.route(input_ids=ids, attention_mask=mask)
+    start = None if layer < 0 else layer
+    expected = twin(input_ids=ids, attention_mask=mask, weights=weights, start=start).logits
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], rtol=1e-4, atol=1e-5)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import results, succeed
+from commands import refused, results, succeed
 from conftest import Finished
 from safetensors.torch import load_file
 
@@ -108,6 +108,7 @@ def test_group_wise_merging_takes_the_same_route_with_other_weights(
     result, exact = only(tmp_path), results(finished.folder)["twin", "oracle"]
     assert result["routing"]["confusion"] == exact["routing"]["confusion"]
     assert result["tasks"] != exact["tasks"]
+    assert result["label"] == "twin (svd rank 4, 1 groups)"
 
 
 def test_few_experts_a_row_are_reported_and_any_plan_gives_the_same_scores(
@@ -126,3 +127,25 @@ def test_few_experts_a_row_are_reported_and_any_plan_gives_the_same_scores(
     succeed("merge_method=twin", "inference.plan=dense", *arguments, folder=tmp_path / "dense")
     for name, task in only(tmp_path / "dense")["tasks"].items():
         assert task["raw"] == pytest.approx(exact["tasks"][name]["raw"], abs=1e-4)
+
+
+def test_what_is_below_the_routers_layer_may_be_the_shared_experts(reuse: list[str], tmp_path: Path):
+    early = ["merge_method=twin", "router.layer=1", *reuse]
+    for name in ("mixed", "shared"):
+        (tmp_path / name).mkdir()
+    succeed(*early, folder=tmp_path / "mixed")
+    succeed(*early, "inference.lower=shared", folder=tmp_path / "shared")
+    mixed, shared = only(tmp_path / "mixed"), only(tmp_path / "shared")
+    assert mixed["routing"]["confusion"] == shared["routing"]["confusion"]
+    assert mixed["tasks"] != shared["tasks"]
+    assert [result["label"] for result in (mixed, shared)] == [
+        "twin (svd rank 4)",
+        "twin (svd rank 4, lower blocks shared)",
+    ]
+    refused(
+        "merge_method=twin",
+        "inference.lower=shared",
+        *reuse,
+        folder=tmp_path,
+        says=["inference.lower", "router=mlp_early"],
+    )

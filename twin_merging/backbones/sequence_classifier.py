@@ -148,6 +148,7 @@ class SequenceClassifierBackbone:
         label: str,
         weights: Tensor | None = None,
         layer: int = -1,
+        first_block: int | None = None,
     ) -> Features:
         """Features of every row, batched by length.
 
@@ -155,6 +156,7 @@ class SequenceClassifierBackbone:
             encoder: a static encoder, or a ``TwinMergedModel`` if ``weights`` are given.
             weights: each row's expert weights, (rows, T).
             layer: whose states ``mean`` is taken of: -1 the last, 0 the embeddings.
+            first_block: the first block that the weights are for; None: all.
         """
         encoder.to(self.device).eval()
         order, parts = tokens.by_length(), []
@@ -164,7 +166,7 @@ class SequenceClassifierBackbone:
                 rows = order[start : start + batch_size]
                 batch = self.tokenizer.pad([tokens.rows[row] for row in rows], return_tensors="pt").to(self.device)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                    chosen = {} if weights is None else {"weights": weights[rows].to(self.device)}
+                    chosen = {} if weights is None else {"weights": weights[rows].to(self.device), "start": first_block}
                     parts.append(pool(encoder(**batch, **chosen, **asked), batch["attention_mask"], layer))
                 bar.advance(len(rows))
         back = torch.tensor(order).argsort()

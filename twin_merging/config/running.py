@@ -49,6 +49,10 @@ class Exact:
     mass: float | None = option(
         None, "share of w(x) that the experts it keeps have to reach; null: all", low=TINY, high=1
     )
+    lower: str = option(
+        "mixed", "what is below the layer that the router reads: mixed as the rest, or the shared expert's, in one pass",
+        choices=("mixed", "shared"),
+    )  # fmt: skip
     explain: bool = option(False, "print each layer's plan and its expected cost")
 
 

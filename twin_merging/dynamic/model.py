@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from twin_merging.dynamic.layers import weights_of
 from twin_merging.dynamic.mixture import Mixture
 from twin_merging.dynamic.plan import Explained, Planner
 from twin_merging.dynamic.route import route
+from twin_merging.errors import UserError
 from twin_merging.merging.apply import merge, modularize
 from twin_merging.merging.twin import exclusive_knowledge
 from twin_merging.sparsifiers.stored import Delta, multiplied_out
@@ -88,14 +89,29 @@ class TwinMergedModel(nn.Module):
         """Write the shared expert, v_t, the router and what the experts are called into a new folder."""
         save(self, self._shared, Path(folder), experts)
 
-    def forward(self, *args: Any, weights: Tensor | None = None, **inputs: Any) -> Any:
+    def forward(self, *args: Any, weights: Tensor | None = None, start: int | None = None, **inputs: Any) -> Any:
         """The model's output under each example's own weights.
 
         Args:
             weights: w(x), (B, T); None evaluates the shared expert.
+            start: the first block that has weights of its own; embeddings and blocks below are the shared expert's.
         """
+        if weights is not None and start is not None:
+            return self._from_block(start, lambda _: weights, args, inputs)
         with self.mixture.of(weights):
             return self.encoder(*args, **inputs)
+
+    @torch.inference_mode()
+    def answer(self, **inputs: Any) -> Any:
+        """Route a batch and answer it, in one pass where the router reads layer k ≥ 0: what is below it is the shared expert's.
+
+        A router of the last layer (k = −1) takes a whole pass of its own, as in the paper.
+        """
+        assert self.router is not None, "this model has no router"
+        layer, mask = int(self.router.layer), inputs.get("attention_mask")
+        if layer < 0:
+            return self(weights=self.route(**inputs), **inputs)
+        return self._from_block(layer, lambda states: self._weights(states, mask), (), inputs)
 
     @torch.inference_mode()
     def route(self, **inputs: Tensor) -> Tensor:
@@ -106,10 +122,7 @@ class TwinMergedModel(nn.Module):
         """
         assert self.router is not None, "this model has no router"
         output = self(**{**inputs, "output_hidden_states": True})
-        states = output.hidden_states[int(self.router.layer)].float()
-        mask = inputs.get("attention_mask")
-        real = torch.ones(states.shape[:2], device=states.device) if mask is None else mask.to(states.dtype)
-        return self.router.weights((states * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True))
+        return self._weights(output.hidden_states[int(self.router.layer)], inputs.get("attention_mask"))
 
     @torch.inference_mode()
     def generate(self, input_ids: Tensor, weights: Tensor | None = None, **arguments: Any) -> Tensor:
@@ -148,6 +161,36 @@ class TwinMergedModel(nn.Module):
     def plans(self) -> list[Explained]:
         """Each matrix's plan for the last batch."""
         return self.planner.explained()
+
+    def _weights(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """w(x) from token states (B, S, d): the router's answer to their mean over real tokens."""
+        states = states.float()
+        real = torch.ones(states.shape[:2], device=states.device) if mask is None else mask.to(states.dtype)
+        return self.router.weights((states * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True))
+
+    def _from_block(self, start: int, find: Callable[[Tensor], Tensor], args: tuple, inputs: Mapping[str, Any]) -> Any:
+        """One pass in which weights are mixed from a block on, found from the states that go into it."""
+
+        def begin(_: nn.Module, given: tuple, named: dict) -> None:
+            self.mixture.weights = find(given[0] if given else named["hidden_states"])
+
+        hook = self._blocks()[start].register_forward_pre_hook(begin, with_kwargs=True)
+        try:
+            with self.mixture.of(None):
+                return self.encoder(*args, **inputs)
+        finally:
+            hook.remove()
+
+    def _blocks(self) -> nn.ModuleList:
+        """The model's blocks, one after the other."""
+        count = self.encoder.config.num_hidden_layers
+        for module in self.encoder.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == count:
+                return module
+        raise UserError(
+            "this model's blocks are not found, so that none can be the first", key="inference.lower", found=type(self.encoder).__name__,
+            expected=f"a list of {count} blocks", hint="inference.lower=mixed",
+        )  # fmt: skip
 
     @contextmanager
     def _sequences(self, weights: Tensor | None) -> Iterator[None]:

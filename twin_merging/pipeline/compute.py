@@ -213,11 +213,12 @@ def dynamic(stages: Stages, folder: Path, scratch: Path) -> None:
     weights = routing_weights(stages, tasks)
     if isinstance(stages.run.inference, GroupWise):
         weights = group_means(weights, stages.run.inference.groups, stages.run.seed)
+    first = stages.run.router.layer if stages.run.inference.lower == "shared" else None
     tensors: dict[str, Tensor] = {}
     for task in tasks:
-        tokens = tokens_of(stages, task, TEST)
+        tokens, label = tokens_of(stages, task, TEST), f"{stages.method.name}: {task.name}"
         features = backbone.encode(
-            model, tokens, stages.run.inference.batch_size, f"{stages.method.name}: {task.name}", weights[task.name]
+            model, tokens, stages.run.inference.batch_size, label, weights[task.name], first_block=first
         )
         tensors |= {f"{task.name}.{key}": value for key, value in features.items()}
         if stages.run.inference.explain:

@@ -214,7 +214,7 @@ class Stages:
         """Features of test rows under each row's own merged weights."""
         options = {
             "inference": _determining(self.run.inference), "code": inferences[self.run.inference.name].code_hash(), "router": self.run.router.name, "precision": self.precision,
-            "max_length": self.run.backbone.max_length,
+            "max_length": self.run.backbone.max_length, "layer": getattr(self.run.router, "layer", None),
         }  # fmt: skip
         inputs = (self.shared, self.exclusive, *self.routing, *(self.data(name) for name in self.names))
         load = by("compute", "dynamic", self)
@@ -256,13 +256,24 @@ class Stages:
         """The method's name in tables."""
         if self.is_surgery:
             return f"{self.method.name} ({self.method.merge.name})"
-        if self.is_elected and self.run.router.name == "oracle":
-            return f"{self.method.name} (oracle router)"
+        oracle = ["oracle router"] if self.run.router.name == "oracle" else []
+        if self.is_elected:
+            return f"{self.method.name} ({', '.join(oracle)})" if oracle else self.method.name
         if not self.is_twin:
             return self.method.name
         shared = "" if self.method.shared.name == "task_arithmetic" else f"{self.method.shared.name} + "
-        oracle = ", oracle router" if self.run.router.name == "oracle" else ""
-        return f"{self.method.name} ({shared}{describe(self.run.sparsifier)}{oracle})"
+        return f"{self.method.name} ({', '.join([shared + describe(self.run.sparsifier), *oracle, *self._approximations()])})"
+
+    def _approximations(self) -> list[str]:
+        """How the rows' own weights are not those of exact merging, in a few words each."""
+        options = self.run.inference
+        found = {
+            f"{getattr(options, 'groups', None)} groups": getattr(options, "groups", None),
+            f"top {options.top_k}": options.top_k,
+            f"mass {options.mass}": options.mass,
+            "lower blocks shared": options.lower == "shared",
+        }
+        return [words for words, holds in found.items() if holds]
 
     def get(self, stage: Stage) -> Artefact:
         """A stage's artefact."""
