@@ -119,7 +119,9 @@ def test_explain_names_every_matrix_and_its_plan():
         language("llama", torch.float32), exclusive_of(language("llama", torch.float32), True), Exact(plan="factored")
     )
     batch = {"input_ids": torch.randint(2, 40, (B, 6)), "weights": weights_of(dtype=torch.float32)}
+    twin(**batch, start=1)  # after which the first block is the last to be planned
     layers = twin.explain(**batch)
+    assert layers[0].layer == "LlamaForCausalLM.model.layers.0.self_attn.q_proj"
     assert twin.explain(**batch) == layers
     assert {layer.plan for layer in layers} == {"factored"}
     assert len(layers) == 2 * 7 + 1

@@ -14,6 +14,7 @@ from twin_merging.checkpoints import check
 from twin_merging.config import Exact, Svd, TaskArithmetic, bytes_of, merge_methods, sparsifiers
 from twin_merging.dynamic.folder import load, save
 from twin_merging.dynamic.layers import weights_of
+from twin_merging.dynamic.matrix import RoutedMatrix
 from twin_merging.dynamic.mixture import Mixture
 from twin_merging.dynamic.plan import Explained, Planner
 from twin_merging.dynamic.route import route
@@ -159,8 +160,11 @@ class TwinMergedModel(nn.Module):
         return self.plans()
 
     def plans(self) -> list[Explained]:
-        """Each matrix's plan for the last batch."""
-        return self.planner.explained()
+        """Each matrix's plan for the last batch, in the order of the layers."""
+        places = {
+            part.path: place for place, part in enumerate(self.encoder.modules()) if isinstance(part, RoutedMatrix)
+        }
+        return sorted(self.planner.explained(), key=lambda layer: places[layer.layer])
 
     def _weights(self, states: Tensor, mask: Tensor | None) -> Tensor:
         """w(x) from token states (B, S, d): the router's answer to their mean over real tokens."""

@@ -145,7 +145,7 @@ class Planner:
         return choice.plan
 
     def explained(self) -> list[Explained]:
-        """Each matrix's plan for the last batch, in the order of the layers."""
+        """Each matrix's plan for the last batch."""
         return [
             Explained(layer, choice.plan, choice.seconds / choice.static) for layer, (_, choice) in self.choices.items()
         ]
