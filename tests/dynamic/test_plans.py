@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -123,6 +125,22 @@ def test_speeds_are_measured_once_a_machine(tmp_path, monkeypatch):
     (tmp_path / "twin_merging/speeds.json").write_text("damaged")
     assert Speeds.of("cpu") == SPEEDS
     assert len(json.loads((tmp_path / "twin_merging/speeds.json").read_text())) == 1
+
+
+def test_of_several_at_once_one_measures_and_all_have_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    calls = []
+
+    def measure(*_) -> Speeds:
+        calls.append(1)
+        time.sleep(0.1)
+        return replace(SPEEDS, product=1e9 * len(calls))
+
+    monkeypatch.setattr(speed_module, "measure", measure)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: Speeds.of("cpu"), range(4)))
+    assert len(calls) == 1
+    assert set(found) == {replace(SPEEDS, product=1e9)}
 
 
 def test_speeds_where_nothing_can_be_written(read_only, monkeypatch):

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 VERSION = 4  # of what is measured
 REPEATS = 12  # of which the fastest counts, since others have had to share the machine
@@ -40,11 +41,9 @@ class Speeds:
         kind = torch.bfloat16 if width == 2 else torch.float64 if width == 8 else torch.float32
         where = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
         key = f"{VERSION} {where} {device} {kind} {torch.get_num_threads()} threads, torch {torch.__version__}"
-        file = _file()
-        known = _read(file)
+        known = _read(_file())
         if key not in known:
-            known[key] = asdict(measure(device, kind))
-            _write(file, known)
+            known = _with(key, lambda: asdict(measure(device, kind)))
         return cls(**known[key])
 
 
@@ -99,12 +98,21 @@ def _read(file: Path) -> dict[str, dict[str, float]]:
         return {}
 
 
-def _write(file: Path, known: dict[str, dict[str, float]]) -> None:
-    """Kept where the folder can be written to; elsewhere the next process measures anew."""
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+def _with(key: str, find: Callable[[], dict[str, float]]) -> dict[str, dict[str, float]]:
+    """What is known, with ``key`` found by the first process that asks, so that all of them choose the same plans.
+
+    Where the folder cannot be written to, every process finds it anew.
+    """
+    file = _file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(known, indent=1))
-        os.replace(unfinished, file)
+        with FileLock(f"{file}.lock"):
+            known = _read(file)
+            if key not in known:
+                known[key] = find()
+                unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+                unfinished.write_text(json.dumps(known, indent=1))
+                os.replace(unfinished, file)
+            return known
     except OSError:
-        return
+        return {key: find()}
