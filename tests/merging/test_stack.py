@@ -60,6 +60,18 @@ def test_views_are_the_experts_uncopied():
     assert all(torch.equal(piece, view.flatten()) for piece, view in zip(pieces, views, strict=True))
 
 
+@pytest.mark.parametrize(("dtype", "starts"), [(torch.float32, [0, 4, 8, 12]), (torch.bfloat16, [*range(15)])])
+def test_views_come_in_larger_pieces_where_none_is_copied(monkeypatch, dtype, starts):
+    monkeypatch.setattr(module, "BLOCK", 1)
+    stack = stack_of((3, 5), dtype)
+    base, views = stack.whole("w", "views")
+    pieces = list(stack.pieces("w", of="views"))
+    assert [start for start, _, _ in pieces] == starts
+    assert torch.equal(torch.cat([here for _, here, _ in pieces]), base.flatten())
+    for number, view in enumerate(views):
+        assert torch.equal(torch.cat([piece[number] for _, _, piece in pieces]), view.flatten())
+
+
 def test_turns_cover_every_number_once(monkeypatch):
     monkeypatch.setattr(module, "TURN", 4)
     assert list(stack_of((3, 3)).turns(["w"])) == [("w", 0, 4), ("w", 4, 8), ("w", 8, 9)]
