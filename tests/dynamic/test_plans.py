@@ -11,6 +11,7 @@ import pytest
 import torch
 from oracles import dynamic as oracle
 
+from twin_merging.dynamic import kernels
 from twin_merging.dynamic import matrix as module
 from twin_merging.dynamic import speeds as speed_module
 from twin_merging.dynamic.matrix import RoutedMatrix
@@ -20,7 +21,7 @@ from twin_merging.dynamic.speeds import Speeds
 from twin_merging.sparsifiers.svd import decompose
 
 B, S, m, n, T = 5, 3, 7, 6, 4
-SPEEDS = Speeds(product=2e11, thin=2e11, batched=1.8e11, mixed=6e10, bytes=8e10)
+SPEEDS = Speeds(product=2e11, thin=2e11, batched=1.8e11, mixed=6e10, bytes=8e10, call=2e-6)
 
 
 def case_of(**other) -> Case:
@@ -41,12 +42,11 @@ def slow(x, weight, bias, delta, biases, weights) -> torch.Tensor:
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("factored", [True, False])
 @pytest.mark.parametrize("bias", ["none", "shared", "own", "both"])
-@pytest.mark.parametrize("kind", ["soft", "two", "one hot"])
+@pytest.mark.parametrize("kind", ["soft", "two", "one hot", "alike"])
 @pytest.mark.parametrize("memory", [0, 10**6])
 @pytest.mark.parametrize("shape", [(B, S, n), (B, n), (B, 2, S, n)])
 def test_plans_agree_with_one_example_at_a_time(plan, factored, bias, kind, memory, shape, monkeypatch):
-    monkeypatch.setattr(module, "ROWS", 3)
-    monkeypatch.setattr(module, "EXAMPLES", 2)
+    monkeypatch.setattr(module, "block", lambda *_: (3, 2))
     torch.manual_seed(0)
     dense = torch.randn(T, m, n, dtype=torch.float64)
     delta = decompose(dense, 2) if factored else dense
@@ -54,7 +54,9 @@ def test_plans_agree_with_one_example_at_a_time(plan, factored, bias, kind, memo
     shared = torch.randn(m, dtype=torch.float64) if bias in ("shared", "both") else None
     biases = torch.randn(T, m, dtype=torch.float64) if bias in ("own", "both") else None
     weights = torch.randn(B, T, dtype=torch.float64).softmax(-1)
-    if kind != "soft":
+    if kind == "alike":
+        weights = weights[:1].expand(B, T)
+    elif kind != "soft":
         weights = weights * (weights >= weights.topk(2 if kind == "two" else 1, -1).values[:, -1:])
     mixture, planner = Mixture(), Planner(plan, memory, SPEEDS)
     routed = RoutedMatrix(mixture, planner, delta, biases)
@@ -63,11 +65,84 @@ def test_plans_agree_with_one_example_at_a_time(plan, factored, bias, kind, memo
             found = routed(x, weight, shared)
             torch.testing.assert_close(found, slow(x, weight, shared, delta, biases, weights), rtol=0, atol=1e-10)
     taken = planner.choices[""][1].plan
-    possible = (
-        {"dense"} | ({"factored"} if factored else set()) | ({"gathered"} if factored and kind != "soft" else set())
-    )
+    few = factored and kind in ("two", "one hot")
+    possible = {"dense", "grouped"} | ({"factored"} if factored else set()) | ({"gathered"} if few else set())
     assert taken == (plan if plan in possible else taken)
     assert taken in possible
+
+
+@pytest.mark.skipif(not kernels.can_try_onednn("cpu", torch.float32), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("kind", ["soft", "one hot", "alike"])
+def test_plans_agree_by_the_other_library_too(plan, kind, monkeypatch):
+    monkeypatch.setattr(kernels, "SMALL", 0)
+    monkeypatch.setattr(module, "block", lambda *_: (32, 2))
+    torch.manual_seed(0)
+    dense, weight, x = torch.randn(T, 48, 40), torch.randn(48, 40), torch.randn(B, 16, 40)
+    shared, biases = torch.randn(48), torch.randn(T, 48)
+    weights = {
+        "soft": torch.randn(B, T).softmax(-1),
+        "one hot": torch.eye(T)[: B % T + 3][torch.arange(B) % 3],
+        "alike": torch.full((B, T), 0.2),
+    }[kind]
+    planner = Planner(plan, 10**6, replace(SPEEDS, kernel="onednn"))
+    for delta in (dense, decompose(dense, 3)):
+        mixture = Mixture()
+        routed = RoutedMatrix(mixture, planner, delta, biases)
+        with torch.no_grad(), mixture.of(weights):
+            found = routed(x, weight, shared)
+        expected = slow(x, weight, shared, delta, biases, weights)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_onednn_is_taken_only_where_it_is_right_and_faster(monkeypatch):
+    monkeypatch.setattr(kernels, "seconds", iter([1.2, 1.0]).__next__)
+    assert kernels.fastest("cpu", torch.float64) == "stock"
+    monkeypatch.setattr(kernels, "can_try_onednn", lambda *_: True)
+    for onednn, gain, expected in (
+        (torch.nn.functional.linear, 1.2, "onednn"), (torch.nn.functional.linear, 1.0, "stock"),
+        (lambda x, weight: x @ weight.mT + 1, 2.0, "stock"), (lambda x, weight: torch.ops.mkldnn.no_such, 2.0, "stock"),
+    ):  # fmt: skip
+        times = iter([gain, 1.0])
+        monkeypatch.setattr(kernels, "seconds", lambda _, times=times: next(times))
+        monkeypatch.setattr(kernels, "onednn", onednn)
+        assert kernels.fastest("cpu", torch.float32) == expected
+
+
+def test_a_product_that_needs_a_gradient_gets_it():
+    x, weight = torch.randn(4, 600, requires_grad=True), torch.randn(600, 600)
+    kernels.onednn(x, weight).sum().backward()
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(4, -1), rtol=1e-4, atol=1e-4)
+
+
+def test_a_matrix_of_one_group_is_kept_for_a_sequence_where_there_is_room():
+    delta, weight, size = decompose(torch.randn(T, m, n), 2), torch.randn(m, n), m * n * 4
+    for memory, kept in ((size - 1, False), (size, True)):
+        mixture, planner = Mixture(), Planner("grouped", memory, SPEEDS)
+        first, second = RoutedMatrix(mixture, planner, delta), RoutedMatrix(mixture, planner, delta)
+        with mixture.of(torch.full((B, T), 1 / T), lasting=True):
+            for routed in (first, second):
+                routed(torch.randn(B, S, n), weight, None)
+            assert mixture.batch.held == (size if kept else 0)
+            assert ((first, 0, torch.float32) in mixture.batch.known) == kept
+            assert (second, 0, torch.float32) not in mixture.batch.known
+        assert mixture.batch is None
+        with mixture.of(torch.full((B, T), 1 / T)):
+            first(torch.randn(B, S, n), weight, None)
+            assert mixture.batch.held == 0
+
+
+def test_what_was_copied_for_a_dtype_goes_with_the_module():
+    """After a move the parts are the moved ones."""
+    mixture, planner = Mixture(), Planner("factored", 0, SPEEDS)
+    routed = RoutedMatrix(mixture, planner, decompose(torch.randn(T, m, n), 2))
+    x, weight, weights = torch.randn(B, S, n), torch.randn(m, n), torch.full((B, T), 1 / T)
+    with mixture.of(weights):
+        routed(x, weight, None)
+        routed.double()
+        found = routed(x.double(), weight.double(), None)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(routed._in(torch.float64).U, routed.U)
 
 
 def test_dense_deltas_stay_only_where_there_is_room():
@@ -89,7 +164,7 @@ def test_a_plan_is_chosen_anew_for_a_batch_of_another_shape():
     routed = RoutedMatrix(mixture, planner, decompose(torch.randn(T, 64, 48), 32))
     weight, taken = torch.randn(64, 48), []
     for examples, tokens in ((2, 200), (2, 1)):
-        with mixture.of(torch.full((examples, T), 1 / T)):
+        with mixture.of(torch.rand(examples, T)):
             routed(torch.randn(examples, tokens, 48), weight, None)
         taken.append(planner.choices[""][1].plan)
     assert taken == ["dense", "factored"]
@@ -104,10 +179,14 @@ def test_costs_grow_as_the_work_does():
     assert cheapest(r=76) == "dense"  # whatever the rank, it costs the same
     assert cheapest(r=76, k=1) == "gathered"
     assert cheapest(r=76, S=1) == "factored"  # a matrix for a single token
+    assert cheapest(r=76, distinct=1) == "grouped"  # all examples have the same
+    assert cheapest(r=1, distinct=32) == "factored"
+    assert cheapest(r=16, B=1, S=1, distinct=1) == "factored"
+    assert cheapest(r=16, B=1, S=1, distinct=1, lasting=True) == "grouped"  # which is kept for the tokens that follow
     same = [costs(case_of(r=r), SPEEDS)["dense"] for r in (16, 76)]
     assert same[0] == same[1]
     assert costs(case_of(r=76, resident=False), SPEEDS)["dense"] > same[0]
-    grown = [costs(case_of(T=experts, k=experts), SPEEDS)["factored"] for experts in (2, 4, 8)]
+    grown = [costs(case_of(T=experts, k=experts), replace(SPEEDS, call=0))["factored"] for experts in (2, 4, 8)]
     assert grown[2] - grown[1] == pytest.approx(2 * (grown[1] - grown[0]))
     assert set(costs(case_of(r=0), SPEEDS)) == {"dense"}
     assert "gathered" not in costs(case_of(), SPEEDS)
@@ -121,7 +200,7 @@ def test_speeds_are_measured_once_a_machine(tmp_path, monkeypatch):
     assert Speeds.of("cpu") == Speeds.of("cpu") == SPEEDS
     assert len(calls) == 1
     Speeds.of("cpu", 2)
-    assert calls[1] == ("cpu", torch.bfloat16)
+    assert calls[1] == ("cpu", torch.bfloat16, "auto")
     (tmp_path / "twin_merging/speeds.json").write_text("damaged")
     assert Speeds.of("cpu") == SPEEDS
     assert len(json.loads((tmp_path / "twin_merging/speeds.json").read_text())) == 1
@@ -158,7 +237,9 @@ def read_only(tmp_path):
 
 def test_real_speeds_are_plausible():
     found = speed_module.measure("cpu", torch.float32)
-    assert all(value > 1e7 for value in vars(found).values())
+    assert found.kernel in ("stock", "onednn")
+    assert all(value > 1e7 for name, value in vars(found).items() if name not in ("kernel", "call"))
+    assert 1e-8 < found.call < 1e-3
 
 
 def test_layers_that_do_the_same_are_explained_together():

@@ -42,7 +42,11 @@ class Exact:
     batch_size: int = option(64, "rows a forward pass", low=1)
     plan: str = option(
         "auto", "how each layer computes: the fastest by its cost, or the one named where it is possible",
-        choices=("auto", "factored", "gathered", "dense"),
+        choices=("auto", "factored", "gathered", "grouped", "dense"),
+    )  # fmt: skip
+    kernels: str = option(
+        "auto", "whose products of matrices: the faster of torch's own and oneDNN's, or torch's own",
+        choices=("auto", "stock"),
     )  # fmt: skip
     memory: str = option("2GB", "that dense deltas made of factors may take up in all; without room they are made anew")
     top_k: int | None = option(None, "experts that an example keeps at most; null: all", low=1)

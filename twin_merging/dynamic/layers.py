@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twin_merging.dynamic.kernels import by_name
 from twin_merging.dynamic.matrix import RoutedMatrix
 from twin_merging.dynamic.mixture import Mixture
 from twin_merging.dynamic.plan import Planner
@@ -37,7 +38,7 @@ class Routed(nn.Module):
 
     def __init__(self, shared: nn.Module, mixture: Mixture, planner: Planner, deltas: Deltas, path: str):
         super().__init__()
-        self.shared, self.mixture, self.path = shared, mixture, path
+        self.shared, self.mixture, self.planner, self.path = shared, mixture, planner, path
         self.prepare(planner, dict(deltas))
 
     def prepare(self, planner: Planner, deltas: dict[str, Any]) -> None:
@@ -83,12 +84,19 @@ class RoutedLinear(Routed):
     def forward(self, x: Tensor) -> Tensor:
         weights = self.mixture.weights
         if weights is None:
-            return self.shared(x)
+            return self.alone(x)
         self.check_rows(x)
         if self.own is not None:
             return self.own(x, self.shared_matrix, self.shared.bias)
-        y = self.shared(x)
+        y = self.alone(x)
         return y + spread(weights @ self.bias_deltas, y)
+
+    def alone(self, x: Tensor) -> Tensor:
+        """W_s x + c_s, by the kernel that the others take."""
+        if torch.is_autocast_enabled(x.device.type):
+            return self.shared(x)
+        linear = by_name(self.planner.speeds_of(x.device.type, x.element_size()).kernel)
+        return linear(x, self.shared_matrix, self.shared.bias)
 
     @property
     def shared_matrix(self) -> Tensor:

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twin_merging.dynamic.mixture import Mixture
+from twin_merging.dynamic.kernels import block, by_name, each_by_its_own
+from twin_merging.dynamic.mixture import Batch, Mixture
 from twin_merging.dynamic.plan import Case, Planner
 from twin_merging.sparsifiers.svd import Factors
 
-ROWS, EXAMPLES = 128, 16  # of the matrices that the dense plan makes at a time: they stay in the cache
+
+class Parts(NamedTuple):
+    """What the experts know of a matrix, in one dtype.
+
+    Args:
+        U: (T * columns, m): for each expert S_k U_k as rows, and δ_t as one more where the layer has a bias.
+        V: (T * r, n).
+        dense: Δ_t, (T, m, n), where there are no factors.
+        bias: δ_t, (T, m), if the layer has a bias that merges.
+    """
+
+    U: Any
+    V: Any
+    dense: Any
+    bias: Any
 
 
 class RoutedMatrix(nn.Module):
@@ -28,30 +44,24 @@ class RoutedMatrix(nn.Module):
         bias: δ stacked (T, m), if the layer has one that merges.
     """
 
-    U: Tensor | None
-    V: Tensor | None
-    dense: Tensor | None
-    bias: Tensor | None
-
     def __init__(self, mixture: Mixture, planner: Planner, weight: Factors | Tensor, bias: Tensor | None = None):
         super().__init__()
         self.mixture, self.planner, self.path = mixture, planner, ""
+        self._parts: dict[torch.dtype, Parts] = {}
         self._held: Tensor | None = None
         self._asked: tuple | None = None
-        self._copies: dict[torch.dtype, tuple[Tensor | None, ...]] = {}
-        self.register_buffer("bias", bias)
+        found: dict[str, Tensor | None] = dict.fromkeys(Parts._fields)
         if isinstance(weight, Factors):
             T, m, r = weight.U.shape
-            left = (weight.U * weight.S.unsqueeze(1)).mT.reshape(T * r, m)  # S_k U_k as rows
-            self.register_buffer("U", left if bias is None else torch.cat([left, bias]))
-            self.register_buffer("V", weight.V.mT.contiguous())
-            self.register_buffer("dense", None)
+            left = (weight.U * weight.S.unsqueeze(1)).mT
+            left = left if bias is None else torch.cat([left, bias.unsqueeze(1)], 1)
+            found["U"], found["V"] = left.reshape(-1, m), weight.V.mT.reshape(T * r, -1)
             self.shape = (T, r, m, weight.V.shape[1])
         else:
-            self.register_buffer("U", None)
-            self.register_buffer("V", None)
-            self.register_buffer("dense", weight.contiguous())
+            found["dense"] = weight.contiguous()
             self.shape = (len(weight), 0, *weight.shape[1:])
+        for name, part in {**found, "bias": bias}.items():
+            self.register_buffer(name, part)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(B, ..., m).
@@ -69,96 +79,151 @@ class RoutedMatrix(nn.Module):
             return self._product(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        tokens = x.reshape(x.shape[0], -1, x.shape[-1]).contiguous()
-        y = self._plan(tokens)(tokens, weight, bias)
-        return y.view(*x.shape[:-1], y.shape[-1])
-
-    def _plan(self, x: Tensor) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        """The method that computes the batch, which stays the same for batches of one shape."""
-        T, r, m, n = self.shape
-        kept = self.mixture.kept
-        asked = (*x.shape, x.dtype, T if kept is None else kept[0].shape[1])
+        tokens = (x if x.dim() == 3 else x.reshape(x.shape[0], -1, x.shape[-1])).contiguous()
+        asked = (tokens.shape, tokens.dtype, self._batch.pattern)
         if asked != self._asked:
-            B, S, _ = x.shape
-            case = Case(B, S, m, n, T, asked[-1], r, self._is_resident(x.dtype), x.element_size())
-            plan = self.planner.choose(case, self.path, x.device.type)
+            self._plan(tokens)
             self._asked = asked
-            self._chosen = {"factored": self._factored, "gathered": self._gathered, "dense": self._by_blocks}[plan]
-        return self._chosen
+        y = self._chosen(tokens, weight, bias)
+        return y if x.dim() == 3 else y.view(*x.shape[:-1], y.shape[-1])
+
+    def _plan(self, x: Tensor) -> None:
+        """Take the method that computes batches of this shape, and the kernel for its products."""
+        T, r, m, n = self.shape
+        (B, S, _), batch = x.shape, self._batch
+        kept, distinct, lasting = batch.pattern
+        size = distinct * m * n * x.element_size()
+        lasting = lasting and ((self, 0, x.dtype) in batch.known or batch.held + size <= self.planner.left)
+        case = Case(B, S, m, n, T, kept, r, self._is_resident(x.dtype), x.element_size(), distinct, lasting)
+        plan = self.planner.choose(case, self.path, x.device.type)
+        methods = {
+            "factored": self._factored, "gathered": self._gathered, "grouped": self._grouped, "dense": self._by_blocks
+        }  # fmt: skip
+        self._chosen: Callable[[Tensor, Tensor, Tensor | None], Tensor] = methods[plan]
+        self._kernel = self.planner.speeds_of(x.device.type, x.element_size()).kernel
+        self._linear = by_name(self._kernel)
 
     def _factored(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """[g ⊙ Vᵀx, w]·[U S; δ] is added to the static product in place."""
-        T, r, m, n = self.shape
-        U, V, _, _ = self._in(x.dtype)
-        B, S, _ = x.shape
-        flat, w, columns = x.view(-1, n), self._weights.to(x.dtype), U.shape[0]
-        if columns == T * r:
-            inner = F.linear(flat, V.view(T * r, n))
-        else:  # T more columns for the biases
-            inner = x.new_empty(B * S, columns)
-            torch.mm(flat, V.view(T * r, n).mT, out=inner[:, : T * r])
-            inner.view(B, S, -1)[..., T * r :] = w.unsqueeze(1)
-        inner.view(B, S, -1)[..., : T * r].view(B, S, T, r).mul_(w[:, None, :, None])
-        return F.linear(flat, weight, bias).addmm_(inner, U).view(B, S, m)
+        """g ⊙ Vᵀx of all experts, times U, is added to the static product in place."""
+        (B, S, n), (U, V, _, biases) = x.shape, self._in(x.dtype)
+        flat = x.view(-1, n)
+        inner = self._linear(flat, V)
+        if biases is not None:
+            inner = F.pad(inner.view(-1, self.shape[1]), (0, 1), value=1.0)
+        inner.view(B, S, -1).mul_(self._columns(x.dtype, few=False))
+        return self._linear(flat, weight, bias).addmm_(inner.view(len(flat), -1), U).view(B, S, -1)
 
     def _gathered(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Each example's k experts' factors side by side."""
-        T, r, m, n = self.shape
-        U, V, _, _ = self._in(x.dtype)
-        assert self.mixture.kept is not None
-        experts, w = self.mixture.kept
-        right = V[experts].mul_(w.to(x.dtype)[:, :, None, None]).view(len(x), -1, n)
-        left = U[: T * r].view(T, r, m)[experts].view(len(x), -1, m)
-        y = self._biases(x, bias)
-        y = (
-            F.linear(x, weight)
-            if y is None
-            else y.expand(*x.shape[:2], m).contiguous().view(-1, m).addmm_(x.view(-1, n), weight.mT)
+        (_, r, m, n), (B, S, _) = self.shape, x.shape
+        # of one token the factors weigh more than the product, and a sequence keeps its experts
+        right, left = (
+            self.mixture.once((self, x.dtype), lambda _: self._gather(x.dtype)) if S == 1 else self._gather(x.dtype)
         )
-        return y.view(*x.shape[:2], m).baddbmm_(torch.bmm(x, right.mT), left)
+        inner = torch.bmm(x, right.mT)
+        if self.bias is not None:
+            inner = F.pad(inner.view(B, S, -1, r), (0, 1), value=1.0).view(B, S, -1)
+        inner.mul_(self._columns(x.dtype, few=True))
+        return self._linear(x.view(-1, n), weight, bias).view(B, S, m).baddbmm_(inner, left)
 
     def _by_blocks(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """W_s + Σ_t w_t Δ_t of some rows and examples at a time, each applied while it is in the cache."""
-        T, _, m, n = self.shape
-        deltas, w = self._deltas(x).view(T, m * n), self._weights.to(x.dtype)
-        y, biases = x.new_empty(*x.shape[:2], m), self._biases(x, bias)
-        shared = weight.reshape(1, m * n)
-        for row in range(0, m, ROWS):
-            rows = min(ROWS, m - row)
-            part = slice(row * n, (row + rows) * n)
-            for start in range(0, len(x), EXAMPLES):
-                some = slice(start, start + EXAMPLES)
-                own = torch.addmm(shared[:, part], w[some], deltas[:, part]).view(-1, rows, n)
-                found = torch.bmm(x[some], own.mT)
-                if biases is None:
-                    y[some, :, row : row + rows] = found
-                else:
-                    torch.add(found, biases[some, :, row : row + rows], out=y[some, :, row : row + rows])
+        (T, _, m, n), (B, S, _) = self.shape, x.shape
+        deltas, w = self._deltas(x).view(T, m * n), self._batch.weights.to(x.dtype)
+        y, biases, shared = x.new_empty(B, S, m), self._biases(x, bias), weight.reshape(1, m * n)
+        rows, examples = block(self._kernel, n)
+        made = x.new_empty(min(examples, B), min(rows, m) * n)
+        for row in range(0, m, rows):
+            high = min(rows, m - row)
+            part, these = slice(row * n, (row + high) * n), slice(row, row + high)
+            for start in range(0, B, examples):
+                some = slice(start, min(start + examples, B))
+                own = made[: some.stop - start, : high * n]
+                torch.addmm(shared[:, part], w[some], deltas[:, part], out=own)
+                some_biases = None if biases is None else biases[some, :, these]
+                each_by_its_own(x[some], own.view(-1, high, n), some_biases, y[some, :, these], self._kernel)
         return y
 
+    def _grouped(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """One product for all examples that have the same weights, with the matrix that they share."""
+        groups = self._batch.groups
+        if len(groups) == 1:
+            return self._linear(x, self._merged(0, x, weight), self._merged_bias(0, x.dtype, bias))
+        y = x.new_empty(*x.shape[:2], self.shape[2])
+        for number, group in enumerate(groups):
+            own = self._merged(number, x, weight), self._merged_bias(number, x.dtype, bias)
+            y[group.rows] = self._linear(x[group.rows], *own)
+        return y
+
+    def _merged(self, number: int, x: Tensor, weight: Tensor) -> Tensor:
+        """W_s + Σ_t w_t Δ_t of one group; kept while a sequence is generated, within ``inference.memory``."""
+
+        def find(_: Tensor) -> Tensor:
+            (T, r, m, n), (U, V, dense, _) = self.shape, self._in(x.dtype)
+            _, experts, w = self._batch.groups[number]
+            w = w.to(x.dtype)
+            if dense is not None:
+                return torch.addmv(weight.reshape(-1), dense.view(T, -1)[experts].mT, w).view(m, n)
+            left = U.view(T, -1, m)[experts, :r] * w[:, None, None]
+            return torch.addmm(weight, left.view(-1, m).mT, V.view(T, r, n)[experts].view(-1, n))
+
+        if not self._batch.pattern.lasting:
+            return find(x)
+        return self.mixture.once((self, number, x.dtype), find, self.planner.left)
+
+    def _merged_bias(self, number: int, dtype: torch.dtype, bias: Tensor | None) -> Tensor | None:
+        """c_s + Σ_t w_t δ_t of one group, (m); None if there is none."""
+        deltas = self._in(dtype).bias
+        if deltas is None:
+            return bias
+        _, experts, w = self._batch.groups[number]
+        own = w.to(dtype) @ deltas[experts]
+        return own if bias is None else own.add_(bias)
+
     @property
-    def _weights(self) -> Tensor:
-        assert self.mixture.weights is not None
-        return self.mixture.weights
+    def _batch(self) -> Batch:
+        assert self.mixture.batch is not None
+        return self.mixture.batch
+
+    def _gather(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """V and U of each example's k experts, (B, k * r, n) and (B, k * columns, m)."""
+        (T, r, m, n), (U, V, _, _) = self.shape, self._in(dtype)
+        assert self.mixture.kept is not None
+        experts, _ = self.mixture.kept
+        right, left = V.view(T, r, n)[experts], U.view(T, -1, m)[experts]
+        return right.view(len(experts), -1, n), left.view(len(experts), -1, m)
+
+    def _columns(self, dtype: torch.dtype, few: bool) -> Tensor:
+        """w'(x) as often as an expert has columns of U, (B, 1, columns); of all experts or of the few that an example has."""
+        columns = self.shape[1] + (self.bias is not None)
+
+        def find(weights: Tensor) -> Tensor:
+            own = weights if not few or self.mixture.kept is None else self.mixture.kept[1]
+            return own.to(dtype).repeat_interleave(columns, -1).unsqueeze(1)
+
+        return self.mixture.once((columns, few, dtype), find)
 
     def _biases(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         """c_s + Σ_t w_t δ_t, (B, 1, m); None if there is none."""
-        _, _, _, deltas = self._in(x.dtype)
+        deltas = self._in(x.dtype).bias
         if deltas is None:
             return None if bias is None else bias.expand(len(x), 1, -1)
-        own = self._weights.to(x.dtype) @ deltas
+        own = self._batch.weights.to(x.dtype) @ deltas
         return (own if bias is None else own.add_(bias)).unsqueeze(1)
 
-    def _in(self, dtype: torch.dtype) -> tuple:
-        """U, V, dense deltas and biases in another dtype, copied once."""
-        own = (self.U, self.V, self.dense, self.bias)
-        first = next(part for part in own if part is not None)
-        if dtype == first.dtype:
-            return own
-        copies = self._copies.get(dtype)
-        if copies is None or next(part for part in copies if part is not None).device != first.device:
-            copies = self._copies[dtype] = tuple(None if part is None else part.to(dtype) for part in own)
-        return copies
+    def _in(self, dtype: torch.dtype) -> Parts:
+        """What the experts know in another dtype, copied once."""
+        parts = self._parts.get(dtype)
+        if parts is None:
+            own = [getattr(self, name) for name in Parts._fields]
+            parts = self._parts[dtype] = Parts(*(None if part is None else part.to(dtype) for part in own))
+        return parts
+
+    def _apply(self, *args, **kwargs) -> RoutedMatrix:
+        """As of any module: it moves to another device or dtype, and copies made before are of no use."""
+        self._parts.clear()
+        self._held = self._asked = None
+        return super()._apply(*args, **kwargs)
 
     def _is_resident(self, dtype: torch.dtype) -> bool:
         """Whether Δ needs no product of factors, or no other one after this."""
@@ -171,9 +236,9 @@ class RoutedMatrix(nn.Module):
         U, V, dense, _ = self._in(x.dtype)
         if dense is not None:
             return dense
-        if self._held is not None and self._held.dtype == x.dtype and self._held.device == x.device:
+        if self._held is not None and self._held.dtype == x.dtype:
             return self._held
-        made = torch.bmm(U[: T * r].view(T, r, m).mT, V)
+        made = torch.bmm(U.view(T, -1, m)[:, :r].mT, V.view(T, r, -1))
         if self._held is None and self.planner.keep(made.nbytes):
             self._held = made
         return made

@@ -46,7 +46,7 @@ class TwinMergedModel(nn.Module):
         self.exclusive, self.router = exclusive, router
         self._shared = shared.state_dict(keep_vars=True)
         self.mixture = Mixture(options.top_k, options.mass)
-        self.planner = Planner(options.plan, bytes_of(options.memory, "inference.memory"))
+        self.planner = Planner(options.plan, bytes_of(options.memory, "inference.memory"), kernels=options.kernels)
         self.encoder = route(shared, exclusive, self.mixture, self.planner)
         self.requires_grad_(False)
 
@@ -207,7 +207,7 @@ class TwinMergedModel(nn.Module):
 
         hook = self.encoder.register_forward_pre_hook(repeat, with_kwargs=True)
         try:
-            with self.mixture.of(weights):
+            with self.mixture.of(weights, lasting=True):
                 yield
         finally:
             hook.remove()

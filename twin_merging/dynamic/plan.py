@@ -4,6 +4,7 @@ All plans compute y_b = (W_s + Σ_t w_t Δ_t) x_b, for B examples of S tokens, W
 
 - ``factored``: W_s for all examples at once, then U (g ⊙ (Vᵀ x)) with all experts' factors side by side.
 - ``gathered``: the same with the factors of the k experts that each example has; where k < T.
+- ``grouped``: the examples of the same weights have one matrix, W_s + Σ_t w_t Δ_t, which is made first.
 - ``dense``: each example's matrix is made, some rows and some examples at a time, and applied at once. Its cost does not
   depend on the rank. Δ_t stays in memory within ``inference.memory``, or is made anew from its factors in each pass.
 """
@@ -15,9 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from twin_merging.dynamic.kernels import block
 from twin_merging.dynamic.speeds import Speeds
 
-PLANS = ("factored", "gathered", "dense")
+PLANS = ("factored", "gathered", "grouped", "dense")
+PASSES = 64  # of a generated sequence, at least, over which the making of a matrix that is kept is spread
 
 
 class Case(NamedTuple):
@@ -30,6 +33,8 @@ class Case(NamedTuple):
         r: rank of the factors; 0 if Δ_t is not factored.
         resident: Δ_t is in memory, or may be kept there.
         width: bytes of a number.
+        distinct: how many different weights the examples have.
+        lasting: the weights stay for a whole sequence, and there is room to keep what is made of them.
     """
 
     B: int
@@ -41,6 +46,8 @@ class Case(NamedTuple):
     r: int
     resident: bool
     width: int = 4
+    distinct: int = 0
+    lasting: bool = False
 
 
 def static_cost(case: Case, speeds: Speeds) -> float:
@@ -52,7 +59,7 @@ def static_cost(case: Case, speeds: Speeds) -> float:
 
 def costs(case: Case, speeds: Speeds) -> dict[str, float]:
     """Seconds of each plan that is possible."""
-    B, S, m, n, T, k, r, resident, width = case
+    B, S, m, n, T, k, r, resident, width, distinct, lasting = case
     tokens, found = B * S, {}
     if r:
         columns = T * r
@@ -60,13 +67,24 @@ def costs(case: Case, speeds: Speeds) -> dict[str, float]:
             static_cost(case, speeds)
             + 2 * tokens * columns * (m + n) / speeds.thin
             + width * (columns * (m + n) + tokens * (3 * columns + 2 * m)) / speeds.bytes
+            + 3 * speeds.call
         )
     if r and k < T:
         columns = k * r
         found["gathered"] = (
             static_cost(case, speeds)
             + 2 * tokens * columns * (m + n) / speeds.thin
-            + width * (2 * B * columns * (m + n) + tokens * (3 * columns + 4 * m)) / speeds.bytes
+            + width * (2 * B * columns * (m + n) + tokens * (3 * columns + 2 * m)) / speeds.bytes
+            + 3 * speeds.call
+        )
+    if distinct:
+        made = 2 * k * (r or 1) * m * n / speeds.product + width * (2 + (0 if r else k)) * m * n / speeds.bytes
+        apart = distinct > 1  # the examples of each are copied out and their products back
+        found["grouped"] = (
+            static_cost(case, speeds)
+            + distinct * made / (PASSES if lasting else 1)
+            + width * ((distinct - 1) * m * n + apart * 2 * tokens * (m + n)) / speeds.bytes
+            + 3 * apart * distinct * speeds.call
         )
     rebuilt = 0.0 if resident else 2 * T * m * n * r / speeds.product + width * 2 * T * m * n / speeds.bytes
     found["dense"] = (
@@ -74,8 +92,16 @@ def costs(case: Case, speeds: Speeds) -> dict[str, float]:
         + 2 * B * T * m * n / speeds.mixed
         + width * (T * m * n + tokens * (n + 3 * m)) / speeds.bytes
         + rebuilt
+        + _calls(case, speeds.kernel) * speeds.call
     )
     return found
+
+
+def _calls(case: Case, kernel: str) -> int:
+    """Operations of the dense plan."""
+    rows, examples = block(kernel, case.n)
+    groups = -(-case.B // examples)
+    return -(-case.m // rows) * (2 * groups if kernel == "stock" else groups + case.B)
 
 
 class Choice(NamedTuple):
@@ -120,29 +146,39 @@ class Planner:
         plan: ``auto``, or one of ``PLANS`` where it is possible.
         memory: bytes that dense deltas of factored matrices may take up in all.
         speeds: of this machine; measured when they are first needed.
+        kernels: ``auto``, or ``stock`` for torch's own products alone.
     """
 
     plan: str = "auto"
     memory: int = 0
     speeds: Speeds | None = None
+    kernels: str = "auto"
     left: int = field(init=False)
     choices: dict[str, tuple[Case, Choice]] = field(default_factory=dict)
-    _known: dict[Case, Choice] = field(default_factory=dict)
+    _known: dict[tuple[Case, str], Choice] = field(default_factory=dict)
+    _measured: dict[tuple[str, int], Speeds] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.left = self.memory
 
     def choose(self, case: Case, layer: str, device: str = "cpu") -> str:
         """The plan of one matrix for this batch, remembered for ``explain`` under the layer's name."""
-        choice = self._known.get(case)
+        choice = self._known.get((case, device))
         if choice is None:
-            if self.speeds is None:
-                self.speeds = Speeds.of(device, case.width)
-            expected = costs(case, self.speeds)
+            speeds = self.speeds_of(device, case.width)
+            expected = costs(case, speeds)
             wanted = self.plan if self.plan in expected else min(expected, key=lambda plan: expected[plan])
-            choice = self._known[case] = Choice(wanted, expected[wanted], static_cost(case, self.speeds))
+            choice = self._known[case, device] = Choice(wanted, expected[wanted], static_cost(case, speeds))
         self.choices[layer] = case, choice
         return choice.plan
+
+    def speeds_of(self, device: str, width: int) -> Speeds:
+        """As given, or this machine's with numbers of ``width`` bytes on a device of that type."""
+        if self.speeds is not None:
+            return self.speeds
+        if (device, width) not in self._measured:
+            self._measured[device, width] = Speeds.of(device, width, self.kernels)
+        return self._measured[device, width]
 
     def explained(self) -> list[Explained]:
         """Each matrix's plan for the last batch."""

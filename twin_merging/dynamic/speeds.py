@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
 
-VERSION = 4  # of what is measured
-REPEATS = 12  # of which the fastest counts, since others have had to share the machine
+from twin_merging.dynamic.kernels import block, by_name, each_by_its_own, fastest, seconds
+
+VERSION = 5  # of what is measured
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """Floating-point operations a second of four kinds of product, and bytes a second.
+    """Floating-point operations a second of four kinds of product, bytes a second, and what an operation takes at least.
 
     Args:
         product: of a batch's tokens with one matrix.
@@ -27,6 +28,8 @@ class Speeds:
         batched: of each example's tokens with a matrix of its own, some rows of it.
         mixed: of weights with experts' matrices.
         bytes: read or written.
+        call: seconds of an operation that has next to nothing to do.
+        kernel: by which library products with one matrix are computed.
     """
 
     product: float
@@ -34,71 +37,76 @@ class Speeds:
     batched: float
     mixed: float
     bytes: float
+    call: float = 0.0
+    kernel: str = "stock"
 
     @classmethod
-    def of(cls, device: str, width: int = 4) -> Speeds:
-        """This machine's, as measured before with the same number of threads, or measured now (a tenth of a second)."""
+    def of(cls, device: str, width: int = 4, kernels: str = "auto") -> Speeds:
+        """This machine's, as measured before with the same number of threads, or measured now (a tenth of a second).
+
+        Args:
+            device: its type.
+            width: bytes of a number.
+            kernels: ``auto`` takes the faster library for products with one matrix, ``stock`` torch's own.
+        """
         kind = torch.bfloat16 if width == 2 else torch.float64 if width == 8 else torch.float32
         where = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-        key = f"{VERSION} {where} {device} {kind} {torch.get_num_threads()} threads, torch {torch.__version__}"
+        key = (
+            f"{VERSION} {where} {device} {kind} {torch.get_num_threads()} threads, torch {torch.__version__}, {kernels}"
+        )
         known = _read(_file())
         if key not in known:
-            known = _with(key, lambda: asdict(measure(device, kind)))
+            known = _with(key, lambda: asdict(measure(device, kind, kernels)))
         return cls(**known[key])
 
 
-def measure(device: str, dtype: torch.dtype) -> Speeds:
+def measure(device: str, dtype: torch.dtype, kernels: str = "auto") -> Speeds:
     """Time products of the shapes that the plans make."""
-    tokens, n, few, examples, rows, experts = 2048, 768, 64, 16, 128, 8
+    tokens, n, few, examples, experts = 2048, 768, 64, 16, 8
+    kernel = fastest(device, dtype) if kernels == "auto" else "stock"
+    linear, (rows, _) = by_name(kernel), block(kernel, n)
 
     def drawn(*shape: int) -> torch.Tensor:
         return torch.randn(shape, device=device).to(dtype)
 
-    x, W, V, whole, shared = drawn(tokens, n), drawn(n, n), drawn(few, n), drawn(experts, n * n), drawn(1, rows * n)
-    own, each, w = drawn(examples, rows, n), drawn(examples, tokens // examples, n), drawn(examples, experts)
+    x, W, V, whole = drawn(tokens, n), drawn(n, n), drawn(few, n), drawn(experts + 1, n * n)
+    own, each, w = drawn(examples, n, n), drawn(examples, tokens // examples, n), drawn(examples, experts + 1)
     large = torch.ones(1 << 25, device=device)  # more than a cache holds
     copied = torch.empty_like(large)
+    made, y = drawn(examples, rows * n), drawn(examples, tokens // examples, n)
 
     def mix() -> None:
         for part in whole.split(rows * n, 1):  # from memory, as experts' matrices do not stay in the cache
-            torch.bmm(each, torch.addmm(shared, w, part).view(examples, rows, n).mT)
+            torch.mm(w, part, out=made)
+
+    def product() -> None:
+        for start in range(0, n, rows):
+            each_by_its_own(each, own[:, start : start + rows], None, y[..., start : start + rows], kernel)
 
     with torch.inference_mode():
-        apart = _seconds(lambda: torch.bmm(each, own.mT), device)
-        together = _seconds(mix, device) * rows / n
-        product = 2 * tokens * n * n / _seconds(lambda: x @ W.mT, device)
         return Speeds(
-            product=product,
-            thin=2 * tokens * n * few / _seconds(lambda: x @ V.mT, device),
-            batched=2 * tokens * n * rows / apart,
-            mixed=min(2 * examples * experts * rows * n / max(together - apart, 1e-9), product),
-            bytes=2 * large.nbytes / _seconds(lambda: copied.copy_(large), device),
+            product=2 * tokens * n * n / seconds(lambda: linear(x, W), device),
+            thin=2 * tokens * n * few / seconds(lambda: linear(x, V), device),
+            batched=2 * tokens * n * n / seconds(product, device),
+            mixed=2 * examples * experts * n * n / seconds(mix, device),
+            bytes=2 * large.nbytes / seconds(lambda: copied.copy_(large), device),
+            call=seconds(lambda: made[0, :8].mul_(1.0), device),
+            kernel=kernel,
         )
-
-
-def _seconds(work: Callable[[], object], device: str) -> float:
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return max(min(times), 1e-9)
 
 
 def _file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twin_merging" / "speeds.json"
 
 
-def _read(file: Path) -> dict[str, dict[str, float]]:
+def _read(file: Path) -> dict[str, dict[str, Any]]:
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
 
 
-def _with(key: str, find: Callable[[], dict[str, float]]) -> dict[str, dict[str, float]]:
+def _with(key: str, find: Callable[[], dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What is known, with ``key`` found by the first process that asks, so that all of them choose the same plans.
 
     Where the folder cannot be written to, every process finds it anew.

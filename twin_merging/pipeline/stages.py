@@ -30,7 +30,13 @@ from twin_merging.validation import to_plain
 
 ENCODER = "encoder.safetensors"  # the file of an artefact that is one encoder
 STATIC_NEEDS_NO_MERGE = "pretrained"
-SPEED = ("batch_size", "plan", "memory", "explain")  # options that change how fast it goes and not what comes out
+SPEED = (
+    "batch_size",
+    "plan",
+    "kernels",
+    "memory",
+    "explain",
+)  # options that change how fast it goes and not what comes out
 SHARED_RANK = 64  # ranks up to this share one decomposition, larger ones that of all triplets
 
 
