@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,8 @@ class RoutedMatrix(nn.Module):
             return self._product(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        tokens = x.reshape(x.shape[0], -1, x.shape[-1]).contiguous()
+        rows = 1 if len(self._weights) == 1 else len(x)  # the same weights for all: one example of all tokens
+        tokens = x.reshape(rows, -1, x.shape[-1]).contiguous()
         y = self._plan(tokens)(tokens, weight, bias)
         return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -135,6 +137,18 @@ class RoutedMatrix(nn.Module):
                 else:
                     torch.add(found, biases[some, :, row : row + rows], out=y[some, :, row : row + rows])
         return y
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Any, Any]:
+        """W_s + Σ_t w_t Δ_t and c_s + Σ_t w_t δ_t of weights that all examples have."""
+        T, r, _, n = self.shape
+        U, V, dense, deltas = self._in(weight.dtype)
+        w = self._weights[0].to(weight.dtype)
+        if deltas is not None:
+            bias = w @ deltas if bias is None else torch.addmv(bias, deltas.mT, w)
+        if dense is not None:
+            return torch.tensordot(w, dense, 1).add_(weight), bias
+        left = U[: T * r] * w.repeat_interleave(r).unsqueeze(1)
+        return torch.addmm(weight, left.mT, V.view(T * r, n)), bias
 
     @property
     def _weights(self) -> Tensor:

@@ -56,7 +56,7 @@ class Mixture:
 
     @property
     def weights(self) -> Tensor | None:
-        """w'(x), (B, T); None evaluates the shared expert alone."""
+        """w'(x), (B, T), or (1, T) where all examples have the same; None evaluates the shared expert alone."""
         return self._weights
 
     @weights.setter
@@ -64,13 +64,19 @@ class Mixture:
         self._weights, self._kept, self._known = weights, None, {}
         if weights is None:
             return
-        self._weights = truncate(weights, self.top_k, self.mass)
-        if self._weights is not weights:
-            self.dropped = max(self.dropped, float((weights - self._weights).abs().sum(-1).max()))
-        most = int((self._weights != 0).sum(-1).max()) if len(weights) else 0
+        some = truncate(weights, self.top_k, self.mass)
+        if some is not weights:
+            self.dropped = max(self.dropped, float((weights - some).abs().sum(-1).max()))
+        self._take(some)
+
+    def _take(self, weights: Tensor) -> None:
+        if len(weights) > 1 and bool((weights == weights[0]).all()):
+            weights = weights[:1]
+        self._weights, self._kept, self._known = weights, None, {}
+        most = int((weights != 0).sum(-1).max()) if len(weights) else 0
         if most < weights.shape[1]:
-            experts = self._weights.abs().topk(max(most, 1), -1).indices
-            self._kept = experts, self._weights.gather(-1, experts)
+            experts = weights.abs().topk(max(most, 1), -1).indices
+            self._kept = experts, weights.gather(-1, experts)
 
     @property
     def kept(self) -> tuple[Tensor, Tensor] | None:
@@ -92,8 +98,7 @@ class Mixture:
         """Evaluate some examples of the batch, by number."""
         before = self._weights, self._kept, self._known
         assert self._weights is not None
-        self._weights, self._known = self._weights[examples], {}
-        self._kept = None if self._kept is None else (self._kept[0][examples], self._kept[1][examples])
+        self._take(self._weights[examples])
         try:
             yield
         finally:
