@@ -48,19 +48,22 @@ class WholeModel:
     """
 
     def __init__(self, path: str):
-        self.path, self.grouped, self._tried = path, False, False
+        self.path, self.grouped, self._tried, self._passed = path, False, False, False
 
     def __call__(self, weights: Tensor | None, given: Arguments, run: Callable[[Tensor | None, Arguments], Any]) -> Any:
         """``run(weights, arguments)`` of the batch, or joined of its groups, whose weights are (1, T)."""
         if weights is None or len(weights) == 1:
             return run(weights, given)
+        if not self._passed and torch.compiler.is_compiling():  # which could not catch what the first batch may raise
+            return torch.compiler.disable(self)(weights, given, run)
         if not self.grouped:
             try:
                 self._try(weights, given, run)
-                return run(weights, given)
+                output, self._passed = run(weights, given), True
+                return output
             except NotRoutable as error:
                 _refuse_caches(self.path, given)
-                self.grouped = True
+                self.grouped = self._passed = True
                 log.warning(
                     "  %s has no routed form for %s: the whole model runs once for each example's weights, which is slow",
                     error.key, error.found,
@@ -70,8 +73,10 @@ class WholeModel:
     def _try(self, weights: Tensor, given: Arguments, run: Callable[[Tensor | None, Arguments], Any]) -> None:
         """Before a batch of as many examples as, say, tokens, run another number once, so that they are told apart."""
         sizes = {size for x in pytree.tree_leaves(given) if isinstance(x, Tensor) for size in x.shape[1:]}
+        if self._tried or len(weights) not in sizes or _caches(given):
+            return
         other = (weights != weights[0]).any(1).nonzero().flatten()[:1]
-        if self._tried or len(weights) not in sizes or not len(other) or _caches(given):
+        if not len(other):
             return
         some = torch.cat([torch.zeros_like(other), *[other] * (2 if len(weights) == 2 else 1)])
         run(weights[some], _rows(given, some, len(weights)))

@@ -98,7 +98,10 @@ class RoutedMatrix(nn.Module):
             inner = F.linear(flat, V.view(T * r, n))
         else:  # T more columns for the biases
             inner = x.new_empty(B * S, columns)
-            torch.mm(flat, V.view(T * r, n).mT, out=inner[:, : T * r])
+            if torch.compiler.is_compiling():  # which has no products into a part of a tensor
+                inner[:, : T * r] = F.linear(flat, V.view(T * r, n))
+            else:
+                torch.mm(flat, V.view(T * r, n).mT, out=inner[:, : T * r])
             inner.view(B, S, -1)[..., T * r :] = w.unsqueeze(1)
         inner.view(B, S, -1)[..., : T * r].view(B, S, T, r).mul_(w[:, None, :, None])
         return F.linear(flat, weight, bias).addmm_(inner, U).view(B, S, m)

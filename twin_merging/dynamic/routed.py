@@ -86,7 +86,11 @@ class Routed(nn.Module):
         shared, weights = held[last], self.mixture.weights
         if weights is None or name not in self.merges:
             return shared
-        return self.merged(name, shared) if len(weights) == 1 else Looked.at(shared, self)
+        if len(weights) == 1:
+            return self.merged(name, shared)
+        if torch.compiler.is_compiling():  # which cannot raise; the first batch, which is not compiled, has
+            return shared
+        return Looked.at(shared, self)
 
     def merged(self, name: str, shared: Tensor) -> Tensor:
         """p_s + Σ_t w_t δ_t of a parameter where all examples have the same weights."""
