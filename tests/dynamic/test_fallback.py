@@ -237,6 +237,33 @@ def test_any_other_model_runs_as_a_whole_for_each_weights(read, knowledge, count
     assert "the whole model runs once for each example's weights" in caplog.text
 
 
+@pytest.mark.parametrize("tokens", [[S, B, S], [B, S, B]])
+@torch.no_grad()
+def test_a_modules_argument_of_as_many_rows_as_examples_by_chance(tokens):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.randn(12))
+
+        def forward(self, x, positions):
+            return x * self.scale + positions[: x.shape[1], None]
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.scaled = nn.Embedding(40, 12), Scaled()
+
+        def forward(self, input_ids):
+            return {"y": self.scaled(self.tokens(input_ids), torch.arange(1.0, input_ids.shape[1] + 1).double())}
+
+    model, weights = Outer().double(), some_weights()
+    twin = TwinMergedModel(copy.deepcopy(model), random_exclusive(model, "dense"))
+    for count in tokens:
+        ids = torch.randint(40, (B, count))
+        slow = torch.cat([output["y"] for output in one_by_one(twin, model, weights, input_ids=ids)])
+        torch.testing.assert_close(twin(input_ids=ids, weights=weights)["y"], slow, rtol=0, atol=1e-10)
+
+
 def test_what_has_no_row_for_each_example_is_refused():
     model, ids = Positions("matrix").double(), torch.randint(40, (B, S))
     twin = TwinMergedModel(model, random_exclusive(model, "dense"))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from transformers import Cache
 
+from twin_merging.dynamic.plan import Planner
 from twin_merging.dynamic.routed import NotRoutable, Routed, instead_of, weights_of
 
 log = logging.getLogger("twin_merging")
@@ -24,6 +25,10 @@ class RoutedByExample(Routed):
     dimension is the batch's are split, and its outputs are joined along theirs.
     """
 
+    def prepare(self, planner: Planner, deltas: dict[str, Any]) -> None:
+        super().prepare(planner, deltas)
+        self._split: dict[int, bool] = {}
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.mixture.weights is None:
             return self.shared(*args, **kwargs)
@@ -34,7 +39,17 @@ class RoutedByExample(Routed):
                 with instead_of(self.shared, own):
                     return self.shared(*some[0], **some[1])
 
-        return each_group(self.path, weights_of(self.mixture), (args, kwargs), run)
+        weights = weights_of(self.mixture)
+        if len(weights) > 1:
+            self._check_same_arguments_split((args, kwargs), len(weights))
+        return each_group(self.path, weights, (args, kwargs), run)
+
+    def _check_same_arguments_split(self, given: Arguments, batch: int) -> None:
+        """Refuse an argument that had not a row for each example in a batch before: now it has as many by chance."""
+        for place, x in enumerate(pytree.tree_leaves(given)):
+            rows = _is_rows(x, batch)
+            if isinstance(x, Tensor) and self._split.setdefault(place, rows) != rows:
+                raise _no_rows(self.path, f"an argument of {list(x.shape)}, unlike before,", batch)
 
 
 class WholeModel:
@@ -72,8 +87,10 @@ class WholeModel:
 
     def _try(self, weights: Tensor, given: Arguments, run: Callable[[Tensor | None, Arguments], Any]) -> None:
         """Before a batch of as many examples as, say, tokens, run another number once, so that they are told apart."""
+        if self._tried or _caches(given):
+            return
         sizes = {size for x in pytree.tree_leaves(given) if isinstance(x, Tensor) for size in x.shape[1:]}
-        if self._tried or len(weights) not in sizes or _caches(given):
+        if len(weights) not in sizes:
             return
         other = (weights != weights[0]).any(1).nonzero().flatten()[:1]
         if not len(other):
