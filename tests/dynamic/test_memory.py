@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from itertools import accumulate
 
@@ -44,6 +45,7 @@ def factors(encoder) -> dict:
 
 def measured(run: Callable[[], object]) -> tuple[int, int]:
     """Bytes at the highest point of a pass, and what is left of them when its output is forgotten."""
+    gc.collect()  # so that nothing from before is given back meanwhile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         run()
     events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
