@@ -17,7 +17,6 @@ from transformers.pytorch_utils import Conv1D
 from twin_merging.dynamic.mixture import Mixture
 from twin_merging.dynamic.plan import Planner
 from twin_merging.dynamic.route import route
-from twin_merging.errors import UserError
 from twin_merging.sparsifiers.svd import decompose
 
 B, T, S = 5, 3, 4
@@ -161,7 +160,7 @@ def test_modules_inside_one_without_a_routed_form_take_the_same_examples():
             self.offset, self.inner = nn.Parameter(torch.randn(6)), nn.Linear(6, 6)
 
         def forward(self, x, *, scale):
-            return {"y": self.inner(x + self.offset) * scale, "z": x.sum()}
+            return {"y": self.inner(x + self.offset) * scale, "z": x.new_ones(())}
 
     module = One(Outer()).double()
     module.forward = lambda x: module.layer(x, scale=torch.arange(1.0, len(x) + 1).view(-1, 1, 1))["y"]
@@ -221,6 +220,15 @@ class Attention(nn.Module):
         return self.layer(x, other, other, need_weights=False, **settings)[0]
 
 
+def oracle_of(module: nn.Module, deltas: dict, weights: torch.Tensor) -> nn.Module:
+    """The module of one example's weights, (T)."""
+    own = copy.deepcopy(module)
+    with torch.no_grad():
+        for name, parameter in own.named_parameters():
+            parameter += torch.tensordot(weights, oracle.multiplied_out(deltas[name]), 1)
+    return own
+
+
 SKIPPED = [(), ("layer.in_proj_weight",), ("layer.out_proj.weight",), ("layer.in_proj_bias", "layer.out_proj.bias")]
 
 
@@ -270,13 +278,31 @@ def test_attention_with_masks_other_keys_and_other_layouts(kind):
     torch.testing.assert_close(fast, torch.cat(slow), rtol=0, atol=1e-10)
 
 
-def test_attention_weights_cannot_be_given_back():
-    module, mixture = Attention(batch_first=True), Mixture()
-    deltas = exclusive_of(module, False, 1)
+@pytest.mark.parametrize("average", [True, False])
+def test_attention_weights_are_given_back(average):
+    module, mixture, weights = Attention(batch_first=True).double(), Mixture(), random_weights(1, torch.float64)
+    deltas, x = exclusive_of(module, True, 1), torch.randn(B, S, 6, dtype=torch.float64)
+    settings = {"attn_mask": torch.ones(S, S).triu(1).bool(), "average_attn_weights": average}
+    slow = [oracle_of(module, deltas, w).layer(*[x[row : row + 1]] * 3, **settings)[1] for row, w in enumerate(weights)]
     route(module, deltas, mixture, Planner())
-    x = torch.randn(B, S, 6)
-    with mixture.of(random_weights(1, torch.float32)), pytest.raises(UserError, match="need_weights"):
-        module.layer(x, x, x)
+    with torch.no_grad(), mixture.of(weights):
+        torch.testing.assert_close(module.layer(x, x, x, **settings)[1], torch.cat(slow), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("settings", [{"kdim": 4, "vdim": 5}, {"add_bias_kv": True}, {"add_zero_attn": True}])
+def test_attention_of_other_forms_runs_once_for_each_weights(settings):
+    module = Attention(batch_first=True, **settings).double()
+    x, key, value = (
+        torch.randn(B, S, size, dtype=torch.float64) for size in (6, settings.get("kdim", 6), settings.get("vdim", 6))
+    )
+    deltas, weights, mixture = exclusive_of(module, True, 1), random_weights(2, torch.float64), Mixture()
+    slow = [
+        oracle_of(module, deltas, w).layer(x[row, None], key[row, None], value[row, None])[0]
+        for row, w in enumerate(weights)
+    ]
+    route(module, deltas, mixture, Planner())
+    with torch.no_grad(), mixture.of(weights):
+        torch.testing.assert_close(module.layer(x, key, value)[0], torch.cat(slow), rtol=0, atol=1e-10)
 
 
 def test_a_parameter_of_two_layers_is_routed_in_both():

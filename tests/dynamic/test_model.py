@@ -11,7 +11,6 @@ from torch import nn
 from transformers import (
     AutoModel,
     BertConfig,
-    DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
     MPNetConfig,
@@ -19,7 +18,6 @@ from transformers import (
 )
 
 from twin_merging.dynamic.model import TwinMergedModel
-from twin_merging.errors import UserError
 from twin_merging.sparsifiers.svd import decompose
 
 SMALL = {
@@ -186,16 +184,6 @@ def test_weights_are_forgotten_when_the_encoder_fails():
     assert model.mixture.weights is None
 
 
-def test_a_module_that_looks_up_no_examples_is_named():
-    # MPNet's relative positions are ids of (S, S), which must not be taken for S examples
-    encoder = AutoModel.from_config(MPNetConfig(**SMALL)).double().eval()
-    model, (ids, mask) = TwinMergedModel(encoder, random_exclusive(encoder, "dense")), batch()
-    with pytest.raises(UserError, match="cannot be routed") as caught:
-        last_states(model, ids, mask, weights=random_weights())
-    assert caught.value.key == "MPNetModel.encoder.relative_attention_bias"
-    assert "encoder.relative_attention_bias.*" in caught.value.hint
-
-
 def test_without_that_module_the_rest_is_routed():
     encoder = AutoModel.from_config(MPNetConfig(**SMALL), attn_implementation="eager").double().eval()
     exclusive, weights, (ids, mask) = random_exclusive(encoder, "mixed"), random_weights(), batch()
@@ -203,13 +191,3 @@ def test_without_that_module_the_rest_is_routed():
     slow = torch.cat(oracle.outputs(encoder, exclusive, weights, ids, mask))
     fast = last_states(TwinMergedModel(encoder, exclusive), ids, mask, weights=weights)
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-10)
-
-
-def test_an_embedding_whose_whole_matrix_is_read_is_named():
-    # DeBERTa's relative positions are a matrix that all examples share
-    config = DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=4)
-    encoder = AutoModel.from_config(config).double().eval()
-    model, (ids, mask) = TwinMergedModel(encoder, random_exclusive(encoder, "dense")), batch()
-    with pytest.raises(UserError, match="cannot be routed") as caught:
-        last_states(model, ids, mask, weights=random_weights())
-    assert caught.value.key == "DebertaV2Model.encoder.rel_embeddings"

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from twin_merging.dynamic.layers import RoutedWhole, instead_of, weights_of
 from twin_merging.dynamic.plan import Planner
+from twin_merging.dynamic.routed import Routed, instead_of, weights_of
 
 IMAGE_TOWER = ("class_embedding", "positional_embedding", "proj")
 
 
-class RoutedImageTower(RoutedWhole):
+class RoutedImageTower(Routed):
     """A tower of which every example has class token, positions and projection of its own.
 
     The class token is where the first position is added, so that what the experts know of both is one sum, and the tower's

@@ -2,72 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from twin_merging.dynamic.kernels import by_name
-from twin_merging.dynamic.matrix import RoutedMatrix
-from twin_merging.dynamic.mixture import Mixture
 from twin_merging.dynamic.plan import Planner
-from twin_merging.errors import UserError
+from twin_merging.dynamic.routed import Routed, instead_of, spread, weights_of
 from twin_merging.sparsifiers.svd import Factors
-
-Deltas = Mapping[str, Factors | Tensor]
-"""v_t by name. What is stored sparsely is routed as dense deltas: it is small on disk and not in memory."""
-
-
-class Routed(nn.Module):
-    """A layer of the shared expert, and what its parameters get from the experts.
-
-    Args:
-        shared: the layer, with θ_s.
-        mixture: where the batch's weights are.
-        planner: chooses how products are computed.
-        deltas: v_t by the name of the layer's parameter.
-        path: the layer's name, for messages.
-    """
-
-    shared: Any
-    factored: ClassVar[tuple[str, ...]] = ()
-    """The parameters whose deltas it takes as factors; of others it gets the dense ones."""
-
-    def __init__(self, shared: nn.Module, mixture: Mixture, planner: Planner, deltas: Deltas, path: str):
-        super().__init__()
-        self.shared, self.mixture, self.planner, self.path = shared, mixture, planner, path
-        self.prepare(planner, dict(deltas))
-
-    def prepare(self, planner: Planner, deltas: dict[str, Any]) -> None:
-        """Store what the experts know in the form that ``forward`` reads."""
-        for name, delta in deltas.items():
-            self.register_buffer(f"{name}_deltas", delta)
-
-    def matrix(self, planner: Planner, weight: Factors | Tensor, bias: Tensor | None, name: str = "") -> RoutedMatrix:
-        """One of the layer's matrices, (m, n), with the bias that is added to its products."""
-        found = RoutedMatrix(self.mixture, planner, weight, bias)
-        found.path = f"{self.path}.{name}" if name else self.path
-        return found
-
-    def vectors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Name, shared expert's value and deltas of each of the layer's own parameters that has some."""
-        for name, shared in self.shared._parameters.items():
-            deltas = self._buffers.get(f"{name}_deltas")
-            if deltas is not None:
-                yield name, shared, deltas
-
-    def own_vector(self, name: str, shared: Tensor, deltas: Tensor) -> Tensor:
-        """p_s + Σ_t w_t δ_t of a parameter, (B, *shape)."""
-        return self.mixture.once((self, name), lambda weights: torch.tensordot(weights, deltas, 1).add_(shared))
-
-    def check_rows(self, x: Tensor) -> None:
-        """Refuse an input whose rows are not the examples, such as relative positions, which have no weights of their own."""
-        examples = weights_of(self.mixture).shape[0]
-        if x.shape[0] != examples:
-            raise not_routable(self, f"an input of {list(x.shape)}", f"[{examples}, ...]: one row an example")
 
 
 class RoutedLinear(Routed):
@@ -98,6 +42,11 @@ class RoutedLinear(Routed):
         linear = by_name(self.planner.speeds_of(x.device.type, x.element_size()).kernel)
         return linear(x, self.shared_matrix, self.shared.bias)
 
+    def merged(self, name: str, shared: Tensor) -> Tensor:
+        if self.own is None:
+            return super().merged(name, shared)
+        return self.own.merged(self.shared_matrix, self.shared.bias)[name == "bias"]
+
     @property
     def shared_matrix(self) -> Tensor:
         """W_s, (m, n)."""
@@ -107,11 +56,6 @@ class RoutedLinear(Routed):
         """The deltas of (T, m, n)."""
         return weight
 
-    @property
-    def weight(self) -> Tensor:
-        """W_s, for code that looks at the layer's dtype or device."""
-        return self.shared.weight
-
 
 class RoutedConv1D(RoutedLinear):
     """GPT-2's linear layer, whose weight is stored as (n, m)."""
@@ -119,6 +63,10 @@ class RoutedConv1D(RoutedLinear):
     @property
     def shared_matrix(self) -> Tensor:
         return self.shared.weight.mT
+
+    def merged(self, name: str, shared: Tensor) -> Tensor:
+        own = super().merged(name, shared)
+        return own.mT if name == "weight" else own
 
     def oriented(self, weight: Factors | Tensor) -> Factors | Tensor:
         return Factors(weight.V, weight.S, weight.U) if isinstance(weight, Factors) else weight.mT
@@ -154,14 +102,14 @@ class RoutedConv2d(Routed):
         )
         return y.reshape(len(x), -1, height, width)
 
-    @property
-    def weight(self) -> Tensor:
-        """W_s, for code that looks at the layer's dtype or device."""
-        return self.shared.weight
+    def merged(self, name: str, shared: Tensor) -> Tensor:
+        if self.own is None:
+            return super().merged(name, shared)
+        return self.own.merged(self.shared.weight.flatten(1), self.shared.bias)[name == "bias"].view_as(shared)
 
 
 class RoutedEmbedding(Routed):
-    """Row ids of W_s + Σ_t w_t Δ_t for ids of (B, S), or of (1, S) where all examples look up the same."""
+    """Row ids of W_s + Σ_t w_t Δ_t for ids of (B, ...), or of (1, S) where all examples look up the same."""
 
     dense: Tensor | None
     U: Tensor | None
@@ -183,15 +131,19 @@ class RoutedEmbedding(Routed):
             self.check_rows(ids)
         if self.U is None or self.V is None:
             assert self.dense is not None
-            rows = self.dense[:, ids]  # (T, B or 1, S, n)
-            return y + torch.einsum("bt,tbsn->bsn", weights, rows.expand(-1, len(weights), -1, -1))
-        rows = self.U[ids]  # (B or 1, S, T, r)
-        return y + (rows * weights[:, None, :, None]).flatten(-2) @ self.V
+            rows = self.dense[:, ids]  # (T, B or 1, ..., n)
+            if len(weights) == 1:
+                return y + torch.tensordot(weights[0], rows, 1)
+            return y + torch.einsum("bt,tb...n->b...n", weights, rows.expand(-1, len(weights), *rows.shape[2:]))
+        rows = self.U[ids]  # (B or 1, ..., T, r)
+        return y + (rows * spread(weights, rows[..., 0]).unsqueeze(-1)).flatten(-2) @ self.V
 
-    @property
-    def weight(self) -> Tensor:
-        """Refused: an architecture that reads the whole matrix would read one that no example has."""
-        raise not_routable(self, "its whole matrix is read", "ids of one row an example")
+    def merged(self, name: str, shared: Tensor) -> Tensor:
+        w = weights_of(self.mixture)[0]
+        if self.U is None or self.V is None:
+            assert self.dense is not None
+            return torch.tensordot(w, self.dense, 1).add_(shared)
+        return torch.addmm(shared, (self.U * w.unsqueeze(-1)).flatten(1), self.V)
 
 
 class RoutedLayerNorm(Routed):
@@ -238,17 +190,7 @@ class RoutedScale(Routed):
             return self.shared(x)
 
 
-class RoutedWhole(Routed):
-    """A module whose own code runs, with its attributes for those who look at them."""
-
-    def __getattr__(self, name: str):
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("shared"), name)
-
-
-class RoutedTokens(RoutedWhole):
+class RoutedTokens(Routed):
     """A module that adds parameters of (1, tokens, d) or (d) to every example's tokens: each example gets its own.
 
     Its own code runs with p_s + Σ_t w_t δ_t of shape (B, tokens, d) in their place.
@@ -264,34 +206,3 @@ class RoutedTokens(RoutedWhole):
         }
         with instead_of(self.shared, own):
             return self.shared(*args, **kwargs)
-
-
-@contextmanager
-def instead_of(module: nn.Module, tensors: Mapping[str, Tensor | None]) -> Iterator[None]:
-    """Have a module compute with other tensors, or none, in the place of its own parameters."""
-    parameters: dict[str, Any] = module._parameters
-    before = {name: parameters[name] for name in tensors}
-    parameters.update(tensors)
-    try:
-        yield
-    finally:
-        parameters.update(before)
-
-
-def weights_of(mixture: Mixture) -> Tensor:
-    """w(x) of the batch, (B, T)."""
-    assert mixture.weights is not None
-    return mixture.weights
-
-
-def spread(values: Tensor, like: Tensor) -> Tensor:
-    """(B, n) with ones in between: (B, 1, ..., n), to meet ``like`` of (B, ..., n)."""
-    return values.view(len(values), *[1] * (like.dim() - 2), values.shape[-1])
-
-
-def not_routable(layer: Routed, found: str, expected: str) -> UserError:
-    """The error of a layer that is used in a way that has no routed form."""
-    return UserError(
-        "this module cannot be routed", key=layer.path, found=found, expected=expected,
-        hint=f"leave it out of the merge: parameters.exclude=['{layer.path.partition('.')[2]}.*']",
-    )  # fmt: skip

@@ -79,13 +79,16 @@ class RoutedMatrix(nn.Module):
             return self._product(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        tokens = (x if x.dim() == 3 else x.reshape(x.shape[0], -1, x.shape[-1])).contiguous()
+        if len(self._batch.weights) == 1:  # the same for all: one example of all tokens
+            tokens = x.reshape(1, -1, x.shape[-1]).contiguous()
+        else:
+            tokens = (x if x.dim() == 3 else x.reshape(x.shape[0], -1, x.shape[-1])).contiguous()
         asked = (tokens.shape, tokens.dtype, self._batch.pattern)
         if asked != self._asked:
             self._plan(tokens)
             self._asked = asked
         y = self._chosen(tokens, weight, bias)
-        return y if x.dim() == 3 else y.view(*x.shape[:-1], y.shape[-1])
+        return y if tokens is x else y.view(*x.shape[:-1], y.shape[-1])
 
     def _plan(self, x: Tensor) -> None:
         """Take the method that computes batches of this shape, and the kernel for its products."""
@@ -148,37 +151,31 @@ class RoutedMatrix(nn.Module):
         """One product for all examples that have the same weights, with the matrix that they share."""
         groups = self._batch.groups
         if len(groups) == 1:
-            return self._linear(x, self._merged(0, x, weight), self._merged_bias(0, x.dtype, bias))
+            return self._linear(x, *self.merged(weight, bias))
         y = x.new_empty(*x.shape[:2], self.shape[2])
         for number, group in enumerate(groups):
-            own = self._merged(number, x, weight), self._merged_bias(number, x.dtype, bias)
-            y[group.rows] = self._linear(x[group.rows], *own)
+            y[group.rows] = self._linear(x[group.rows], *self.merged(weight, bias, number))
         return y
 
-    def _merged(self, number: int, x: Tensor, weight: Tensor) -> Tensor:
-        """W_s + Σ_t w_t Δ_t of one group; kept while a sequence is generated, within ``inference.memory``."""
+    def merged(self, weight: Tensor, bias: Tensor | None, number: int = 0) -> tuple[Any, Any]:
+        """W_s + Σ_t w_t Δ_t and c_s + Σ_t w_t δ_t of one group; the matrix is kept while a sequence is generated, within
+        ``inference.memory``."""
+        (T, r, m, n), (U, V, dense, deltas), dtype = self.shape, self._in(weight.dtype), weight.dtype
+        _, experts, w = self._batch.groups[number]
+        w = w.to(dtype)
 
         def find(_: Tensor) -> Tensor:
-            (T, r, m, n), (U, V, dense, _) = self.shape, self._in(x.dtype)
-            _, experts, w = self._batch.groups[number]
-            w = w.to(x.dtype)
             if dense is not None:
                 return torch.addmv(weight.reshape(-1), dense.view(T, -1)[experts].mT, w).view(m, n)
             left = U.view(T, -1, m)[experts, :r] * w[:, None, None]
             return torch.addmm(weight, left.view(-1, m).mT, V.view(T, r, n)[experts].view(-1, n))
 
+        if deltas is not None:
+            own = w @ deltas[experts]
+            bias = own if bias is None else own.add_(bias)
         if not self._batch.pattern.lasting:
-            return find(x)
-        return self.mixture.once((self, number, x.dtype), find, self.planner.left)
-
-    def _merged_bias(self, number: int, dtype: torch.dtype, bias: Tensor | None) -> Tensor | None:
-        """c_s + Σ_t w_t δ_t of one group, (m); None if there is none."""
-        deltas = self._in(dtype).bias
-        if deltas is None:
-            return bias
-        _, experts, w = self._batch.groups[number]
-        own = w.to(dtype) @ deltas[experts]
-        return own if bias is None else own.add_(bias)
+            return find(w), bias
+        return self.mixture.once((self, number, dtype), find, self.planner.left), bias
 
     @property
     def _batch(self) -> Batch:

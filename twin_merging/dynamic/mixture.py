@@ -63,11 +63,13 @@ class Batch:
     """The weights of one batch, and what follows from them.
 
     Args:
-        weights: w'(x), (B, T).
+        weights: w'(x), (B, T). Of examples that all have the same, one row is kept.
         lasting: whether they stay for many passes.
     """
 
     def __init__(self, weights: Tensor, lasting: bool):
+        if len(weights) > 1 and bool((weights == weights[0]).all()):
+            weights = weights[:1]
         self.weights, self.kept = weights, None
         self.known: dict[object, Any] = {}
         self.held = 0
@@ -112,7 +114,7 @@ class Mixture:
 
     @property
     def weights(self) -> Tensor | None:
-        """w'(x), (B, T); None evaluates the shared expert alone."""
+        """w'(x), (B, T), or (1, T) where all examples have the same; None evaluates the shared expert alone."""
         return None if self.batch is None else self.batch.weights
 
     @weights.setter

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from twin_merging.checkpoints import check
 from twin_merging.config import Exact, Svd, TaskArithmetic, bytes_of, merge_methods, sparsifiers
+from twin_merging.dynamic.fallback import WholeModel
 from twin_merging.dynamic.folder import load, save
-from twin_merging.dynamic.layers import weights_of
 from twin_merging.dynamic.matrix import RoutedMatrix
 from twin_merging.dynamic.mixture import Mixture
 from twin_merging.dynamic.plan import Explained, Planner
 from twin_merging.dynamic.route import route
+from twin_merging.dynamic.routed import NotRoutable, weights_of
 from twin_merging.errors import UserError
 from twin_merging.merging.apply import merge, modularize
 from twin_merging.merging.twin import exclusive_knowledge
@@ -48,6 +49,7 @@ class TwinMergedModel(nn.Module):
         self.mixture = Mixture(options.top_k, options.mass)
         self.planner = Planner(options.plan, bytes_of(options.memory, "inference.memory"), kernels=options.kernels)
         self.encoder = route(shared, exclusive, self.mixture, self.planner)
+        self._whole = WholeModel(type(shared).__name__)
         self.requires_grad_(False)
 
     @classmethod
@@ -82,7 +84,7 @@ class TwinMergedModel(nn.Module):
         """The model of a folder that ``save_pretrained`` or ``merge.py merge_method=twin`` wrote, in float32.
 
         Raises:
-            UserError: if the folder holds no twin, or its architecture has modules that cannot be routed.
+            UserError: if the folder holds no twin.
         """
         return load(cls, Path(folder), options)
 
@@ -94,13 +96,17 @@ class TwinMergedModel(nn.Module):
         """The model's output under each example's own weights.
 
         Args:
-            weights: w(x), (B, T); None evaluates the shared expert.
+            weights: w(x), (B, T), or (1, T) for all examples; None evaluates the shared expert.
             start: the first block that has weights of its own; embeddings and blocks below are the shared expert's.
         """
-        if weights is not None and start is not None:
-            return self._from_block(start, lambda _: weights, args, inputs)
-        with self.mixture.of(weights):
-            return self.encoder(*args, **inputs)
+
+        def run(weights: Tensor | None, given: tuple[tuple, dict[str, Any]]) -> Any:
+            if weights is not None and start is not None:
+                return self._from_block(start, lambda _: weights, *given)
+            with self.mixture.of(weights):
+                return self.encoder(*given[0], **given[1])
+
+        return self._whole(weights, (args, inputs), run)
 
     @torch.inference_mode()
     def answer(self, **inputs: Any) -> Any:
@@ -112,7 +118,10 @@ class TwinMergedModel(nn.Module):
         layer, mask = int(self.router.layer), inputs.get("attention_mask")
         if layer < 0:
             return self(weights=self.route(**inputs), **inputs)
-        return self._from_block(layer, lambda states: self._weights(states, mask), (), inputs)
+        try:
+            return self._from_block(layer, lambda states: self._weights(states, mask), (), inputs)
+        except NotRoutable:  # where weights have to be known before it runs
+            return self(weights=self.route(**inputs), start=layer, **inputs)
 
     @torch.inference_mode()
     def route(self, **inputs: Tensor) -> Tensor:
@@ -202,7 +211,7 @@ class TwinMergedModel(nn.Module):
 
         def repeat(_: nn.Module, args: tuple, kwargs: dict) -> None:
             ids = kwargs.get("input_ids", args[0] if args else None)
-            if weights is not None and ids is not None and len(ids) != len(weights_of(self.mixture)):
+            if weights is not None and ids is not None and len(ids) != len(weights_of(self.mixture)) != 1:
                 self.mixture.weights = weights.repeat_interleave(len(ids) // len(weights), 0)
 
         hook = self.encoder.register_forward_pre_hook(repeat, with_kwargs=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -11,7 +11,6 @@ from twin_merging.dynamic.attention import RoutedAttention
 from twin_merging.dynamic.fallback import RoutedByExample, warn
 from twin_merging.dynamic.image_tower import IMAGE_TOWER, RoutedImageTower
 from twin_merging.dynamic.layers import (
-    Routed,
     RoutedConv1D,
     RoutedConv2d,
     RoutedEmbedding,
@@ -23,6 +22,7 @@ from twin_merging.dynamic.layers import (
 )
 from twin_merging.dynamic.mixture import Mixture
 from twin_merging.dynamic.plan import Planner
+from twin_merging.dynamic.routed import Routed
 from twin_merging.sparsifiers.sparse import Sparse
 from twin_merging.sparsifiers.stored import Delta, multiplied_out
 from twin_merging.sparsifiers.svd import Factors
@@ -36,6 +36,14 @@ SCALES = ("RMSNorm", "LayerScale")
 """Ends of the names of classes that multiply their input by a vector, without adding to it first (``RoutedScale``)."""
 TOKENS = ("ViTEmbeddings", "Dinov2Embeddings", "DeiTEmbeddings", "CLIPVisionEmbeddings")
 """Classes that put tokens or positions of their own beside each image's (``RoutedTokens``)."""
+POSITIONS = {
+    "DebertaEncoder": ("rel_embeddings", "pos_proj", "pos_q_proj"),
+    "DebertaV2Encoder": (
+        "rel_embeddings", "LayerNorm", "query_proj", "key_proj", "pos_query_proj", "pos_key_proj",
+    ),
+    "MPNetEncoder": ("relative_attention_bias",), "T5Stack": ("relative_attention_bias",),
+}  # fmt: skip
+"""Classes with relative positions, and their modules that are applied to these, which are no example's."""
 
 
 def route(encoder: nn.Module, deltas: Mapping[str, Delta], mixture: Mixture, planner: Planner) -> nn.Module:
@@ -52,7 +60,6 @@ def route(encoder: nn.Module, deltas: Mapping[str, Delta], mixture: Mixture, pla
 
     Raises:
         AttributeError: if the model has no parameter of that name.
-        UserError: if a module is of a kind that cannot be routed.
     """
     by_module: dict[str, dict[str, Factors | Tensor]] = {}
     owners = _owners(encoder)
@@ -60,9 +67,24 @@ def route(encoder: nn.Module, deltas: Mapping[str, Delta], mixture: Mixture, pla
         kept = multiplied_out(delta) if isinstance(delta, Sparse) else delta
         for owner, parameter in owners[encoder.get_parameter(name)]:
             by_module.setdefault(owner, {})[parameter] = kept
+    whole = _with_positions(encoder, by_module)
     for name in sorted(by_module, key=lambda name: -name.count(".") if name else 1):  # the innermost first
-        encoder = _replaced(encoder, name, by_module[name], mixture, planner)
+        quiet = any(name.startswith(outer) for outer in whole)
+        encoder = _replaced(encoder, name, by_module[name], mixture, planner, quiet)
+    for outer in whole:
+        encoder = _replaced(encoder, outer.rstrip("."), {}, mixture, planner)
     return encoder
+
+
+def _with_positions(encoder: nn.Module, routed: Collection[str]) -> list[str]:
+    """Modules of ``POSITIONS`` in which one that is applied to positions is routed: the starts of their modules' names."""
+    found = []
+    for name, module in encoder.named_modules():
+        start, parts = f"{name}." if name else "", POSITIONS.get(type(module).__name__, ())
+        inside = (other for other in routed if other.startswith(start) and other.rpartition(".")[2] in parts)
+        if any(inside) and getattr(module, "relative_attention", True):
+            found.append(start)
+    return found
 
 
 def _owners(encoder: nn.Module) -> dict[Tensor, list[tuple[str, str]]]:
@@ -78,12 +100,13 @@ def _owners(encoder: nn.Module) -> dict[Tensor, list[tuple[str, str]]]:
 
 
 def _replaced(
-    encoder: nn.Module, name: str, deltas: dict[str, Factors | Tensor], mixture: Mixture, planner: Planner
-) -> nn.Module:
+    encoder: nn.Module, name: str, deltas: dict[str, Factors | Tensor], mixture: Mixture, planner: Planner,
+    quiet: bool = False,
+) -> nn.Module:  # fmt: skip
     shared = encoder.get_submodule(name)
     form = _form(shared, deltas)
     path = f"{type(encoder).__name__}.{name}" if name else type(encoder).__name__
-    if form is RoutedByExample:
+    if form is RoutedByExample and not quiet:
         warn(path, type(shared).__name__)
     deltas = {key: x if key in form.factored else multiplied_out(x) for key, x in deltas.items()}
     layer = form(shared, mixture, planner, deltas, path)
@@ -96,6 +119,10 @@ def _replaced(
 
 def _form(shared: nn.Module, deltas: Mapping[str, Factors | Tensor]) -> type[Routed]:
     name = type(shared).__name__
+    if isinstance(shared, nn.MultiheadAttention) and (
+        shared.in_proj_weight is None or shared.bias_k is not None or shared.add_zero_attn
+    ):
+        return RoutedByExample
     if type(shared) in FORMS:
         return FORMS[type(shared)]
     if isinstance(shared, nn.LayerNorm) and (type(shared).__module__, name) == ("open_clip.transformer", "LayerNorm"):
