@@ -137,8 +137,10 @@ def test_c_and_temperature_are_chosen_on_held_out_rows_by_likelihood():
     _, held = holdout.split(all_rows(80), None, 0.2)
     x, y = padded([row for part in held for row in part]), holdout.labels(held)
     for C in options.grid:
-        alone, _ = TfidfRouter.fit(Options(grid=[C], temperature=1.0), all_rows(80), tasks(80), seed=0)
-        assert strength["scores"][str(C)] == pytest.approx(holdout.log_likelihood(alone(*x), y))
+        alone, its = TfidfRouter.fit(Options(grid=[C]), all_rows(80), tasks(80), seed=0)
+        likelihood = holdout.log_likelihood(alone(*x) / alone.temperature, y)  # under the temperature that C has
+        assert strength["scores"][str(C)] == pytest.approx(likelihood)
+        assert likelihood == pytest.approx(max(its["choices"][1]["scores"].values()))
     assert strength["chosen"] == max(options.grid, key=lambda C: strength["scores"][str(C)]) != options.grid[0]
     at = {value: float(score) for value, score in temperature["scores"].items()}
     assert report["temperature"] == float(router.temperature) == pytest.approx(temperature["chosen"])
@@ -156,10 +158,11 @@ def test_held_out_rows_are_not_trained_on_and_no_more_are_used_than_asked():
     assert own == [100 + 100 * task + number for task in range(T) for number in range(10, 40)]
 
 
-def test_rows_of_the_test_split_are_refused():
+@pytest.mark.parametrize(("temperature", "key"), [(1.0, "C of the router"), (None, "temperature of the router")])
+def test_rows_of_the_test_split_are_refused(temperature, key):
     with pytest.raises(UserError, match="nothing may be selected on test rows") as caught:
-        TfidfRouter.fit(Options(), all_rows(), [*tasks()[:2], task_of("c", 60, test=0)], seed=0)
-    assert caught.value.key == "C of the router"
+        TfidfRouter.fit(Options(temperature=temperature), all_rows(), [*tasks()[:2], task_of("c", 60, test=0)], seed=0)
+    assert caught.value.key == key
 
 
 def test_a_state_gives_the_router_back():

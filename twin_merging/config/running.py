@@ -36,7 +36,7 @@ class TfidfRouter:
     name: str = "tfidf"
     sublinear: bool = option(True, "1 + ln of a token's count in place of its count")
     grid: list[float] = option(
-        [1.0, 10.0, 100.0, 1e3, 1e4], "C, inverse strength of the L2 penalty, to choose from on the holdout", low=TINY
+        [1.0, 10.0, 100.0, 1000.0], "C, inverse strength of the L2 penalty, to choose from on the holdout", low=TINY
     )
     rows: int | None = option(1000, "validation rows a task, at most", low=10)
     holdout: float = option(0.2, "share of those rows kept for choosing C and temperature", low=0.05, high=0.5)

@@ -90,7 +90,7 @@ class TfidfRouter(nn.Module):
 
     @classmethod
     def fit(cls, options: Options, ids: list[Ids], tasks: list[Task], seed: int) -> tuple[TfidfRouter, dict[str, Any]]:
-        """Fit a router for each C by scikit-learn and take the one under which rows held out are likeliest.
+        """Fit a router for each C by scikit-learn, each with its temperature, and take the one that makes rows held out likeliest.
 
         Args:
             options: the router's options.
@@ -106,17 +106,19 @@ class TfidfRouter(nn.Module):
         rows = [row for part in parts for row in part]
         y, (held_x, held_mask), held_y = labels(parts), padded([row for part in held for row in part]), labels(held)
         start = cls(options.sublinear, inverse_document_frequency(rows), torch.empty(0), torch.empty(0))
-        features, by_strength, fitted = start.matrix(rows), {}, {}
+        features, by_strength, fitted, temperatures = start.matrix(rows), {}, {}, {}
         for C in track(options.grid, "fit the router", len(options.grid), "values of C"):
             weight, bias = _regression(features, y, len(tasks), C)
-            fitted[C] = cls(options.sublinear, start.idf, weight, bias, options.temperature or 1.0).eval()
-            by_strength[C] = holdout.log_likelihood(fitted[C](held_x, held_mask), held_y)
-        choices = [choose("C of the router", by_strength, tasks, VALIDATION)]
-        router = fitted[choices[0]["chosen"]]
+            fitted[C] = router = cls(options.sublinear, start.idf, weight, bias, options.temperature or 1.0).eval()
+            logits = router(held_x, held_mask)
+            if options.temperature is None:  # a stronger penalty leaves smaller logits, for which no C is to be blamed
+                temperatures[C] = holdout.calibrate(logits, held_y, tasks)
+                router.temperature.fill_(temperatures[C]["chosen"])
+            by_strength[C] = holdout.log_likelihood(logits / router.temperature, held_y)
+        choice = choose("C of the router", by_strength, tasks, VALIDATION)
+        router = fitted[choice["chosen"]]
+        choices = [choice] if options.temperature is not None else [choice, temperatures[choice["chosen"]]]
         logits = router(held_x, held_mask)
-        if options.temperature is None:
-            choices.append(holdout.calibrate(logits, held_y, tasks))
-            router.temperature.fill_(choices[-1]["chosen"])
         return router, holdout.report(logits, held_y, len(rows), float(router.temperature), choices)
 
     def matrix(self, rows: Ids) -> csr_array:
