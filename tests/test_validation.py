@@ -6,7 +6,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from twin_merging.compose import _composer, register_resolvers
-from twin_merging.config import Magnitude, MlpRouter, Rows, Svd, TaskArithmetic, Twin, WeightAveraging
+from twin_merging.config import Magnitude, MlpRouter, Rows, Svd, TaskArithmetic, TfidfRouter, Twin, WeightAveraging
 from twin_merging.errors import UserError
 from twin_merging.validation import to_plain, validate
 
@@ -235,6 +235,31 @@ def test_an_oracle_router_with_routed_heads(composed):
     error = refused(composed, router={"name": "oracle"}, evaluation__heads="routed")
     assert error.key == "evaluation.heads"
     assert "router=oracle" in error.found
+
+
+TFIDF = {"name": "tfidf"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "says"),
+    [
+        ({"inference__lower": "shared"}, "inference.lower", "mixed"),
+        ({"router__grid": []}, "router.grid", "at least one"),
+        ({"router__grid": [1.0, 0.0]}, "router.grid", "more than 0"),
+        ({"router__rows": 5}, "router.rows", "at least 10"),
+        ({"router__holdout": 0.9}, "router.holdout", "at most 0.5"),
+        ({"router__temperature": 0}, "router.temperature", "more than 0"),
+        ({"router__sublinear": "often"}, "router.sublinear", "bool"),
+        ({"router__layer": 0}, "router.layer", "one of name, sublinear"),
+    ],
+)
+def test_a_router_of_token_ids(composed, changes, key, says):
+    composed = composed.copy()
+    composed.router = OmegaConf.create(TFIDF)
+    assert validate(composed).router == TfidfRouter()
+    error = refused(composed, **changes)
+    assert error.key == key
+    assert says in error.expected
 
 
 def test_one_source_for_several_experts_needs_a_place_for_the_task(composed):

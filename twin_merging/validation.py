@@ -17,6 +17,7 @@ from twin_merging.config import (
     Parameters,
     RunConfig,
     Svd,
+    TfidfRouter,
     bytes_of,
     merge_methods,
 )
@@ -209,10 +210,22 @@ def _check_references(run: RunConfig) -> None:
     check_size(run.sparsifier)
     if hasattr(run.inference, "memory"):
         bytes_of(run.inference.memory, "inference.memory")
+    if isinstance(run.router, TfidfRouter):
+        _check_tfidf(run)
     if getattr(run.inference, "lower", None) == "shared" and getattr(run.router, "layer", -1) < 0:
         raise UserError(
             "nothing is below the layer that this router reads", key="inference.lower", found=f"shared with router={run.router.name}",
             expected="a router of an early layer", hint="router=mlp_early, or router.layer=K",
+        )  # fmt: skip
+
+
+def _check_tfidf(run: RunConfig) -> None:
+    if not run.router.grid:
+        raise UserError("no C to choose from", key="router.grid", found="[]", expected="at least one, as in [1.0,10.0]")
+    if getattr(run.inference, "lower", None) == "shared":
+        raise UserError(
+            "this router reads token ids, so that one pass answers and no layer is below what it reads", key="inference.lower",
+            found="shared with router=tfidf", expected="mixed, which takes no other pass",
         )  # fmt: skip
 
 

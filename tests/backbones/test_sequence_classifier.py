@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import WORDS, save_model
 from transformers import AutoConfig
 
+from twin_merging.backbones.blocks import blocks_of
 from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone
 from twin_merging.config import SequenceClassifier
 from twin_merging.errors import UserError
@@ -109,6 +110,21 @@ def test_mean_is_over_real_tokens(folders):
             states = encoder(**{name: torch.tensor([values]) for name, values in ids.items()}).last_hidden_state[0]
         torch.testing.assert_close(features["mean"][row], states.mean(0), rtol=0, atol=1e-5)
         torch.testing.assert_close(features["first"][row], states[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2, -1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_router_reads_takes_no_block_from_its_layer_on(folders, kind, layer):
+    backbone = backbone_of(folders[kind])
+    encoder = backbone.encoder(backbone.load(folders[kind], num_labels=3))
+    tokens, ran = backbone.tokenize(some_texts()), []
+    whole = backbone.encode(encoder, tokens, 4, "test", layer=layer)
+    for number, block in enumerate(blocks_of(encoder)):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    found = backbone.encode(encoder, tokens, 4, "test", layer=layer, for_router=True)
+    assert found.keys() == {"mean"}
+    assert torch.equal(found["mean"], whole["mean"])
+    assert ran == 3 * list(range(2 if layer < 0 else layer))  # of 11 rows in three batches
 
 
 def test_each_row_gets_its_own_weights_though_rows_are_batched_by_length(folders):

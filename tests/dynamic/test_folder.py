@@ -15,6 +15,7 @@ from twin_merging.config import Exact, Magnitude, MlpRouter, NoSparsifier, Svd, 
 from twin_merging.dynamic.model import TwinMergedModel
 from twin_merging.errors import UserError
 from twin_merging.routers.mlp import MlpRouter as Router
+from twin_merging.routers.tfidf import TfidfRouter
 
 IDS = torch.randint(2, 40, (B, 6), generator=torch.Generator().manual_seed(4))
 
@@ -86,6 +87,20 @@ def test_a_folder_gives_the_same_answers_and_routes_the_same(kind, sparsifier, t
     assert {path.name for path in (tmp_path / "twin").iterdir()} == {
         "shared", "exclusive.safetensors", "router.safetensors", "twin.json"
     }  # fmt: skip
+
+
+@torch.no_grad()
+def test_a_router_of_token_ids_comes_back_too(tmp_path):
+    base, *experts = models("gpt2")
+    router = TfidfRouter(False, torch.rand(40), 3 * torch.randn(40, T), torch.randn(T), 0.5)
+    twin = TwinMergedModel.from_experts(base, experts, router=router)
+    twin.save_pretrained(tmp_path / "twin")
+    again = TwinMergedModel.from_pretrained(tmp_path / "twin")
+    assert isinstance(again.router, TfidfRouter)
+    assert torch.equal(again.route(input_ids=IDS), twin.route(input_ids=IDS))
+    torch.testing.assert_close(
+        again.answer(input_ids=IDS).logits, twin.answer(input_ids=IDS).logits, rtol=1e-4, atol=1e-5
+    )
 
 
 @torch.no_grad()

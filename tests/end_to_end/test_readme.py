@@ -70,10 +70,15 @@ def test_the_example_method_is_as_short_as_it_says_and_gives_scores(start_folder
     assert ("median", "oracle") in results(start_folder)
 
 
+def rows_below(heading: str) -> list[str]:
+    """The rows of the table below a heading that begin with a name."""
+    table = README.partition(f"{heading}\n")[2].partition("|---")[2].split("\n\n")[0]
+    return [row for row in table.splitlines() if re.match(r"\| `\w+` \|", row)]
+
+
 def listed(heading: str) -> set[str]:
     """The names in the first column of the table below a heading."""
-    table = README.partition(f"{heading}\n")[2].partition("|---")[2].split("\n\n")[0]
-    return set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    return {row.split("`")[1] for row in rows_below(heading)}
 
 
 def test_the_tables_list_every_method_and_sparsifier():
@@ -82,7 +87,7 @@ def test_the_tables_list_every_method_and_sparsifier():
     assert len(COMMANDS) >= 8
 
 
-@pytest.mark.parametrize("row", [line for line in README.splitlines() if re.match(r"\| `\w+` \|", line)])
+@pytest.mark.parametrize("row", [row for heading in ("## Methods", "### Sparsifiers") for row in rows_below(heading)])
 def test_the_options_that_a_table_names_exist(row: str):
     name, _, options = (cell.strip() for cell in row.strip("|").split("|")[:3])
     component = {**merge_methods, **sparsifiers}[name.strip("`")]

@@ -37,6 +37,14 @@ BAD = {
     "several values without -m": (["seed=0,1"], ["seed", "-m"]),
     "routed heads by an oracle": (["router=oracle", "evaluation.heads=routed"], ["evaluation.heads", "oracle"]),
     "a key of another option": (["router=oracle", "router.epochs=3"], ["router.epochs", "unknown key"]),
+    "lower blocks of a router that reads none": (
+        ["router=tfidf", "inference.lower=shared"], ["inference.lower", "token ids", "mixed"],
+    ),
+    "lower blocks where no block is above": (
+        ["router.layer=2", "inference.lower=shared"], ["inference.lower", "router.layer=2", "0 to 1"],
+    ),
+    "no regularization to choose from": (["router=tfidf", "router.grid=[]"], ["router.grid", "at least one"]),
+    "a layer of a router that reads none": (["router=tfidf", "router.layer=1"], ["router.layer", "unknown key"]),
     "a shared expert that is many": (["merge_method@merge_method.shared=finetuned"], ["merge_method.shared", "finetuned"]),
     "an unknown precision": (["precision=fp64"], ["precision", "fp64", "nearest:  fp32"]),
     "no such device": (["device=gpu"], ["device", "gpu", "cuda"]),

@@ -4,30 +4,15 @@ import numpy as np
 import pytest
 import torch
 from oracles import router as oracle
+from router_tasks import task_of, tasks
 from torch import nn
 from torch.nn import functional as F
 
 from twin_merging.config import MlpRouter as Options
 from twin_merging.errors import UserError
-from twin_merging.routers import mlp
+from twin_merging.routers import holdout
 from twin_merging.routers.mlp import MlpRouter
 from twin_merging.routers.oracle import oracle_weights
-from twin_merging.tasks.base import Split, Task
-
-
-def task_of(name: str, rows: int, test: int | None = None) -> Task:
-    """A task whose validation rows are ``rows`` texts, and whose test rows are others, or the same if ``test`` is 0."""
-
-    def split(part: str, count: int) -> Split:
-        return Split([(f"{name} {part} {row}",) for row in range(count)], [row % 2 for row in range(count)])
-
-    validation = split("validation", rows)
-    splits = {
-        "train": split("train", 4),
-        "validation": validation,
-        "test": validation if test == 0 else split("test", 4),
-    }
-    return Task(name, "single_label", ("no", "yes"), None, "accuracy", splits, {})
 
 
 def clusters(rows: int = 60, d: int = 6, spread: float = 0.3, seed: int = 0) -> list[torch.Tensor]:
@@ -35,10 +20,6 @@ def clusters(rows: int = 60, d: int = 6, spread: float = 0.3, seed: int = 0) -> 
     generator = torch.Generator().manual_seed(seed)
     centres = 3 * torch.eye(d)[:3]
     return [centre + spread * torch.randn(rows, d, generator=generator) for centre in centres]
-
-
-def tasks(rows: int = 60) -> list[Task]:
-    return [task_of(name, rows) for name in ("a", "b", "c")]
 
 
 def trained_router(options: Options, d: int = 6, T: int = 3) -> MlpRouter:
@@ -152,10 +133,8 @@ def test_calibration_lowers_the_held_out_cross_entropy():
     features = clusters(80, spread=3.0)
     options = Options(epochs=40, lr=1e-2, batch_size=16, dropout=0.0, temperature=None)
     router, report = MlpRouter.fit(options, features, tasks(80), seed=0)
-    (_, _), (held_x, held_y) = mlp._split(options, features)
-    router.eval()
-    with torch.inference_mode():
-        logits = router(held_x)
+    _, held = holdout.split(features, options.rows, options.holdout)
+    logits, held_y = router.logits(torch.cat(held)), holdout.labels(held)
     entropy = {t: float(F.cross_entropy(logits / t, held_y)) for t in (1.0, report["temperature"])}
     assert report["temperature"] != 1.0
     assert entropy[report["temperature"]] < entropy[1.0]

@@ -16,6 +16,7 @@ from twin_merging.config import MlpRouter as RouterOptions
 from twin_merging.dynamic.model import TwinMergedModel
 from twin_merging.errors import UserError
 from twin_merging.routers.mlp import MlpRouter
+from twin_merging.routers.tfidf import TfidfRouter
 from twin_merging.sparsifiers.stored import read_back
 from twin_merging.sparsifiers.svd import Factors
 from twin_merging.standalone import twin
@@ -119,14 +120,22 @@ def test_the_cards_example_runs(tmp_path, given):
     )  # rank 16 is whole here, and the example's weights are the first expert's
 
 
+@pytest.mark.parametrize("kind", ["mlp", "tfidf"])
 @pytest.mark.parametrize("outputs", [2, 3])
-def test_a_router_is_put_beside_it_if_it_routes_to_these_experts(tmp_path, given, capsys, outputs):
-    router = MlpRouter(RouterOptions(), 12, outputs)
+def test_a_router_is_put_beside_it_if_it_routes_to_these_experts(tmp_path, given, capsys, outputs, kind):
+    router = {
+        "mlp": MlpRouter(RouterOptions(), 12, outputs),
+        "tfidf": TfidfRouter(True, torch.ones(50), torch.randn(50, outputs), torch.zeros(outputs)),
+    }[kind]
     save_file(router.state_dict(), tmp_path / "router.safetensors")
     code = main([*given, f"router={tmp_path / 'router.safetensors'}", f"out={tmp_path / 'out'}"])
     if outputs == 2:
         assert code == 0
         assert (tmp_path / "out/router.safetensors").read_bytes() == (tmp_path / "router.safetensors").read_bytes()
+        weights = TwinMergedModel.from_pretrained(tmp_path / "out").route(input_ids=IDS)
+        read = {"features": torch.zeros(3, 12)} if kind == "mlp" else {"ids": IDS}
+        assert weights.shape == router.weights(**read).shape
+        assert kind == "mlp" or torch.equal(weights, router.weights(**read))
     else:
         assert code == 2
         assert "router: this router does not route to these experts" in capsys.readouterr().err

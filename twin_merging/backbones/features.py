@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 Features = dict[str, Tensor]
 """Per row, float32: ``first`` (the first token's last state), ``pooled`` (where the encoder has a pooler), ``mean`` (the
-mean of the last states over real tokens, which the router reads). Each (rows, hidden)."""
+mean of a layer's states over real tokens, which the router reads). Each (rows, hidden)."""
 
 
 class Head(nn.Module):
@@ -64,10 +64,14 @@ class _Replay(nn.Module):
 
 def pool(output, mask: Tensor, layer: int = -1) -> Features:
     """Features of an encoder's output under an attention mask (rows, tokens); ``mean`` from one of its layers."""
-    states = (output.last_hidden_state if layer == -1 else output.hidden_states[layer]).float()
-    real = mask.unsqueeze(-1).to(states.dtype)
-    features = {**head_input(output), "mean": (states * real).sum(1) / real.sum(1)}
-    return {key: value.cpu() for key, value in features.items()}
+    states = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
+    return {key: value.cpu() for key, value in {**head_input(output), **router_input(states, mask)}.items()}
+
+
+def router_input(states: Tensor, mask: Tensor) -> Features:
+    """Of token states (rows, tokens, hidden), what routers read: their mean over real tokens."""
+    real = mask.unsqueeze(-1).float()
+    return {"mean": (states.float() * real).sum(1) / real.sum(1)}
 
 
 def head_input(output) -> Features:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from twin_merging import checkpoints
-from twin_merging.backbones.features import Features, Head, pool
+from twin_merging.backbones.blocks import states_at
+from twin_merging.backbones.features import Features, Head, pool, router_input
 from twin_merging.config import SequenceClassifier
 from twin_merging.errors import UserError
 from twin_merging.progress import progress
@@ -149,6 +150,7 @@ class SequenceClassifierBackbone:
         weights: Tensor | None = None,
         layer: int = -1,
         first_block: int | None = None,
+        for_router: bool = False,
     ) -> Features:
         """Features of every row, batched by length.
 
@@ -157,6 +159,7 @@ class SequenceClassifierBackbone:
             weights: each row's expert weights, (rows, T).
             layer: whose states ``mean`` is taken of: -1 the last, 0 the embeddings.
             first_block: the first block that the weights are for; None: all.
+            for_router: give ``mean`` alone, for which the encoder runs no further than to its layer.
         """
         encoder.to(self.device).eval()
         order, parts = tokens.by_length(), []
@@ -167,7 +170,13 @@ class SequenceClassifierBackbone:
                 batch = self.tokenizer.pad([tokens.rows[row] for row in rows], return_tensors="pt").to(self.device)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                     chosen = {} if weights is None else {"weights": weights[rows].to(self.device), "start": first_block}
-                    parts.append(pool(encoder(**batch, **chosen, **asked), batch["attention_mask"], layer))
+                    run = partial(encoder, **batch, **chosen)
+                    mask = batch["attention_mask"]
+                    if for_router:
+                        mean = router_input(states_at(encoder, layer, run), mask)["mean"].cpu()
+                        parts.append({"mean": mean})
+                    else:
+                        parts.append(pool(run(**asked), mask, layer))
                 bar.advance(len(rows))
         back = torch.tensor(order).argsort()
         return {key: torch.cat([part[key] for part in parts])[back] for key in parts[0]}

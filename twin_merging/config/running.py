@@ -22,9 +22,25 @@ class MlpRouter:
     rows: int | None = option(1000, "validation rows a task, at most", low=10)
     holdout: float = option(0.2, "share of those rows kept for choosing epoch and temperature", low=0.05, high=0.5)
     layer: int = option(
-        -1, "layer whose mean token states it reads: -1 the last (the paper's), 0 the embeddings", low=-1
+        -1,
+        "layer whose mean token states it reads: -1 the last (the paper's); 0 the embeddings, which runs no block",
+        low=-1,
     )
     temperature: float | None = option(1.0, "softmax temperature; null: calibrate on the holdout", low=TINY, high=100)
+
+
+@dataclass
+class TfidfRouter:
+    """softmax(W f + b), f the tf-idf of the input's tokens: logistic regression, without a forward pass."""
+
+    name: str = "tfidf"
+    sublinear: bool = option(True, "1 + ln of a token's count in place of its count")
+    grid: list[float] = option(
+        [1.0, 10.0, 100.0, 1000.0], "C, inverse strength of the L2 penalty, to choose from on the holdout", low=TINY
+    )
+    rows: int | None = option(1000, "validation rows a task, at most", low=10)
+    holdout: float = option(0.2, "share of those rows kept for choosing C and temperature", low=0.05, high=0.5)
+    temperature: float | None = option(None, "softmax temperature; null: calibrate on the holdout", low=TINY, high=100)
 
 
 @dataclass
@@ -101,6 +117,7 @@ class Paths:
 
 
 routers.add("mlp", MlpRouter, "twin_merging.routers.mlp:MlpRouter")
+routers.add("tfidf", TfidfRouter, "twin_merging.routers.tfidf:TfidfRouter")
 routers.add("oracle", OracleRouter, "twin_merging.routers.oracle:oracle_weights")
 inferences.add("exact", Exact, "twin_merging.dynamic.model:TwinMergedModel")
 inferences.add("group_wise", GroupWise, "twin_merging.dynamic.model:TwinMergedModel")

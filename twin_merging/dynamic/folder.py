@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from twin_merging import checkpoints
 from twin_merging.checkpoints import SINGLE, Checkpoint
 from twin_merging.config import Exact
 from twin_merging.errors import UserError
-from twin_merging.routers.mlp import MlpRouter
+from twin_merging.routers.stored import read_router
 from twin_merging.sparsifiers.stored import read_back, tensors_of
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def load(kind: type[TwinMergedModel], folder: Path, options: Exact | None) -> Tw
     config = transformers.AutoConfig.from_pretrained(folder / SHARED)
     name = (config.architectures or ["AutoModel"])[0]
     shared = getattr(transformers, name, transformers.AutoModel).from_pretrained(folder / SHARED, dtype=torch.float32)
-    router = MlpRouter.of_state(load_file(folder / ROUTER)) if (folder / ROUTER).is_file() else None
+    router = read_router(folder / ROUTER) if (folder / ROUTER).is_file() else None
     try:
         return kind(shared, read_back(Checkpoint(folder / EXCLUSIVE)), options, router).eval()
     except AttributeError as error:

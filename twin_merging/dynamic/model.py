@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from twin_merging.backbones.blocks import blocks_of, input_of, states_at
 from twin_merging.checkpoints import check
 from twin_merging.config import Exact, Svd, TaskArithmetic, bytes_of, merge_methods, sparsifiers
 from twin_merging.dynamic.fallback import WholeModel
@@ -32,8 +33,8 @@ class TwinMergedModel(nn.Module):
         shared: the encoder, or a whole model, with θ_s. It is changed in place: its layers become routed ones.
         exclusive: v_t by parameter name, factored, sparse or whole.
         options: how it computes, and whether it leaves experts of little weight out.
-        router: features (B, d) -> w(x) (B, T); needed to route, not to answer under weights that are given. Its ``layer``
-            says whose token states it reads.
+        router: its ``weights`` give w(x), (B, T); needed to route, not to answer under weights that are given. Its ``layer``
+            says whose mean token states it reads, (B, d); one without a layer reads token ids and their mask, (B, S) each.
     """
 
     def __init__(
@@ -110,13 +111,13 @@ class TwinMergedModel(nn.Module):
 
     @torch.inference_mode()
     def answer(self, **inputs: Any) -> Any:
-        """Route a batch and answer it, in one pass where the router reads layer k ≥ 0: what is below it is the shared expert's.
+        """Route a batch and answer it, in one pass where the router reads what goes into block k: what is below is the shared expert's.
 
-        A router of the last layer (k = −1) takes a whole pass of its own, as in the paper.
+        One that reads token ids needs no more than that pass either, all of it under w(x). One that reads the last states takes
+        a whole pass of its own, as in the paper.
         """
-        assert self.router is not None, "this model has no router"
-        layer, mask = int(self.router.layer), inputs.get("attention_mask")
-        if layer < 0:
+        layer, mask = self._layer(), inputs.get("attention_mask")
+        if layer is None or not 0 <= layer < len(self._blocks()):
             return self(weights=self.route(**inputs), **inputs)
         try:
             return self._from_block(layer, lambda states: self._weights(states, mask), (), inputs)
@@ -127,12 +128,19 @@ class TwinMergedModel(nn.Module):
     def route(self, **inputs: Tensor) -> Tensor:
         """w(x) of a batch, (B, T): the router's answer to the mean of the shared expert's token states (paper section 3.3).
 
+        The shared expert runs up to the layer that is read: block k and what comes after it do not. A router of token ids
+        runs none of it.
+
         Args:
             inputs: as of the model; ``attention_mask`` tells tokens from padding.
+
+        Raises:
+            UserError: if the router reads token ids and there are none.
         """
-        assert self.router is not None, "this model has no router"
-        output = self(**{**inputs, "output_hidden_states": True})
-        return self._weights(output.hidden_states[int(self.router.layer)], inputs.get("attention_mask"))
+        layer, mask = self._layer(), inputs.get("attention_mask")
+        if layer is None:
+            return self.router.weights(_token_ids(inputs), mask)
+        return self._weights(states_at(self.encoder, layer, lambda **asked: self(**{**inputs, **asked})), mask)
 
     @torch.inference_mode()
     def generate(self, input_ids: Tensor, weights: Tensor | None = None, **arguments: Any) -> Tensor:
@@ -175,6 +183,12 @@ class TwinMergedModel(nn.Module):
         }
         return sorted(self.planner.explained(), key=lambda layer: places[layer.layer])
 
+    def _layer(self) -> int | None:
+        """The layer that the router reads, −1 the last; None where it reads token ids."""
+        assert self.router is not None, "this model has no router"
+        layer = getattr(self.router, "layer", None)
+        return None if layer is None else int(layer)
+
     def _weights(self, states: Tensor, mask: Tensor | None) -> Tensor:
         """w(x) from token states (B, S, d): the router's answer to their mean over real tokens."""
         states = states.float()
@@ -185,7 +199,7 @@ class TwinMergedModel(nn.Module):
         """One pass in which weights are mixed from a block on, found from the states that go into it."""
 
         def begin(_: nn.Module, given: tuple, named: dict) -> None:
-            self.mixture.weights = find(given[0] if given else named["hidden_states"])
+            self.mixture.weights = find(input_of(given, named))
 
         hook = self._blocks()[start].register_forward_pre_hook(begin, with_kwargs=True)
         try:
@@ -196,14 +210,14 @@ class TwinMergedModel(nn.Module):
 
     def _blocks(self) -> nn.ModuleList:
         """The model's blocks, one after the other."""
-        count = self.encoder.config.num_hidden_layers
-        for module in self.encoder.modules():
-            if isinstance(module, nn.ModuleList) and len(module) == count:
-                return module
-        raise UserError(
-            "this model's blocks are not found, so that none can be the first", key="inference.lower", found=type(self.encoder).__name__,
-            expected=f"a list of {count} blocks", hint="inference.lower=mixed",
-        )  # fmt: skip
+        blocks = blocks_of(self.encoder)
+        if blocks is None:
+            raise UserError(
+                "this model's blocks are not found, so that none can be the first", key="inference.lower",
+                found=type(self.encoder).__name__, expected="a list of as many as config.num_hidden_layers says",
+                hint="inference.lower=mixed",
+            )  # fmt: skip
+        return blocks
 
     @contextmanager
     def _sequences(self, weights: Tensor | None) -> Iterator[None]:
@@ -220,3 +234,14 @@ class TwinMergedModel(nn.Module):
                 yield
         finally:
             hook.remove()
+
+
+def _token_ids(inputs: Mapping[str, Any]) -> Tensor:
+    """The batch's token ids, (B, S)."""
+    ids = inputs.get("input_ids")
+    if ids is None:
+        raise UserError(
+            "this router reads token ids", key="router", found=", ".join(inputs) or "no input", expected="input_ids",
+            hint="a router of the shared expert's states (router=mlp) reads what is no text",
+        )  # fmt: skip
+    return ids

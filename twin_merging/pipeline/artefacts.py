@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -18,9 +19,11 @@ from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import backbones, routers
 from twin_merging.merging.emr import task_vectors
 from twin_merging.pipeline.environment import resolve_device
+from twin_merging.pipeline.routing_stages import read, reads_tokens
 from twin_merging.pipeline.stage import Stage
 from twin_merging.pipeline.stages import ENCODER, Stages
 from twin_merging.routers.oracle import one_hot, oracle_weights
+from twin_merging.routers.tfidf import padded
 from twin_merging.sparsifiers.stored import Delta, read_back
 from twin_merging.tasks.base import TEST, Task
 
@@ -116,16 +119,29 @@ def exclusive_of(stages: Stages) -> dict[str, Delta]:
     return read_back(stored)
 
 
+def read_by_router(stages: Stages, split: str, tasks: list[Task]) -> list[Any]:
+    """What the router reads of each task's rows of a split: the shared encoder's mean token states (rows, d), or token ids."""
+    if not reads_tokens(stages):
+        (stage,) = read(stages, split)
+        features = features_of(stages, stage, tasks)
+        return [features[task.name]["mean"] for task in tasks]
+    special = set(backbone_of(stages).tokenizer.all_special_ids)
+    return [
+        [[token for token in row["input_ids"] if token not in special] for row in tokens_of(stages, task, split).rows]
+        for task in tasks
+    ]
+
+
 def routing_weights(stages: Stages, tasks: list[Task]) -> dict[str, Tensor]:
     """w(x) of every test row, by task: (rows, T); of emr all of it on the top task, whose model a row gets."""
     if not stages.routing:
         return {
             task.name: oracle_weights(index, len(task.splits[TEST]), len(tasks)) for index, task in enumerate(tasks)
         }
-    features = features_of(stages, stages.encoded_by_shared(TEST), tasks)
-    state = load_file(stages.get(stages.router).path("router.safetensors"))
     kind = routers[stages.run.router.name].load()
-    trained = kind(stages.run.router, features[tasks[0].name]["mean"].shape[1], len(tasks))
-    trained.load_state_dict(state)
-    weights = {task.name: trained.weights(features[task.name]["mean"]) for task in tasks}
+    router = kind.of_state(load_file(stages.get(stages.router).path("router.safetensors")))
+    weights = {
+        task.name: router.weights(*(padded(given) if reads_tokens(stages) else (given,)))
+        for task, given in zip(tasks, read_by_router(stages, TEST, tasks), strict=True)
+    }
     return {name: one_hot(w) for name, w in weights.items()} if stages.is_elected else weights

@@ -32,9 +32,9 @@ from twin_merging.pipeline.artefacts import (
     encoder_with,
     exclusive_of,
     expert_weights,
-    features_of,
     heads_of,
     read_all,
+    read_by_router,
     routing_weights,
     task_of,
     tasks_of,
@@ -178,9 +178,10 @@ def _own_validation(stages: Stages, index: int) -> dict[str, float]:
 
 
 def encoded(
-    stages: Stages, encoder: Stage, split: str, names: list[str], label: str, layer: int, folder: Path, scratch: Path
-) -> None:
-    """Features of one split of some tasks: ``TASK.first``, ``TASK.pooled``, ``TASK.mean``."""
+    stages: Stages, encoder: Stage, split: str, names: list[str], label: str, layer: int, for_router: bool, folder: Path,
+    scratch: Path,
+) -> None:  # fmt: skip
+    """Features of one split of some tasks: ``TASK.mean`` and, but where they are for the router alone, ``first`` and ``pooled``."""
     artefact, backbone = stages.get(encoder), backbone_of(stages)
     weights = read_all(
         weights_at(stages, artefact.path(ENCODER) if ENCODER in artefact.files else artefact.path(checkpoints.SINGLE))
@@ -189,7 +190,9 @@ def encoded(
     tensors: dict[str, Tensor] = {}
     for name in names:
         tokens = tokens_of(stages, task_of(stages, name), split)
-        features = backbone.encode(model, tokens, stages.run.evaluation.batch_size, f"{label}: {name}", layer=layer)
+        features = backbone.encode(
+            model, tokens, stages.run.evaluation.batch_size, f"{label}: {name}", layer=layer, for_router=for_router
+        )
         tensors |= {f"{name}.{key}": value for key, value in features.items()}
     checkpoints.save(tensors, folder / FEATURES)
 
@@ -197,10 +200,8 @@ def encoded(
 def router(stages: Stages, folder: Path, scratch: Path) -> None:
     """Train the router on validation rows and record its accuracy on those held out."""
     tasks = tasks_of(stages)
-    features = features_of(stages, stages.encoded_by_shared(VALIDATION), tasks)
     kind = routers[stages.run.router.name].load()
-    means = [features[task.name]["mean"] for task in tasks]
-    trained, report = kind.fit(stages.run.router, means, tasks, stages.run.seed)
+    trained, report = kind.fit(stages.run.router, read_by_router(stages, VALIDATION, tasks), tasks, stages.run.seed)
     checkpoints.save(trained.state_dict(), folder / "router.safetensors")
     (folder / "router.json").write_text(json.dumps(report, indent=1))
 

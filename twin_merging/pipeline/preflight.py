@@ -115,6 +115,11 @@ def _check_layer(run: RunConfig, layers: int | None) -> None:
             "this backbone has fewer layers", key="router.layer", found=layer, expected=f"-1 (the last) or 0 to {layers}",
             nearest=str(layers),
         )  # fmt: skip
+    if layers is not None and layer == layers and getattr(run.inference, "lower", None) == "shared":
+        raise UserError(
+            "no block is above what this router reads", key="inference.lower", found=f"shared with router.layer={layer}",
+            expected=f"shared with router.layer=0 to {layers - 1}, or mixed",
+        )  # fmt: skip
 
 
 def _check_rank(run: RunConfig, largest: int | None) -> None:

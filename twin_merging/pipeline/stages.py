@@ -16,16 +16,15 @@ from twin_merging.config import (
     finetunings,
     inferences,
     merge_methods,
-    routers,
     sparsifiers,
     task_sources,
 )
 from twin_merging.errors import unknown
-from twin_merging.pipeline import data_stages
+from twin_merging.pipeline import data_stages, routing_stages
 from twin_merging.pipeline.cache import Artefact, Cache
 from twin_merging.pipeline.environment import resolve_precision
 from twin_merging.pipeline.stage import Stage, by
-from twin_merging.tasks.base import TEST, VALIDATION
+from twin_merging.tasks.base import TEST
 from twin_merging.validation import to_plain
 
 ENCODER = "encoder.safetensors"  # the file of an artefact that is one encoder
@@ -178,13 +177,17 @@ class Stages:
         label = f"singular vectors, {'all' if cap is None else cap} a matrix"
         return Stage("basis", label, options, (self.base, *self.experts, self.shared), by("exclusive", "basis", self))
 
-    def encoded(self, encoder: Stage, split: str, names: list[str], label: str, layer: int = -1) -> Stage:
-        """A static encoder's features of one split of some tasks; those for the router come from ``layer``."""
+    def encoded(
+        self, encoder: Stage, split: str, names: list[str], label: str, layer: int = -1, for_router: bool = False
+    ) -> Stage:
+        """A static encoder's features of one split of some tasks; those for the router, or it alone, come from ``layer``."""
         options = {
             "split": split, "precision": self.precision, "max_length": self.run.backbone.max_length, "layer": layer,
         }  # fmt: skip
+        if for_router:
+            options["for_router"] = True
         inputs = (encoder, *(self.data(name) for name in names))
-        load = by("compute", "encoded", self, encoder, split, names, label, layer)
+        load = by("compute", "encoded", self, encoder, split, names, label, layer, for_router)
         return Stage("encode", f"{split} rows by {label}", options, inputs, load)
 
     def encoded_by_expert(self, index: int, split: str = TEST) -> Stage:
@@ -199,11 +202,8 @@ class Stages:
 
     @cached_property
     def router(self) -> Stage:
-        """A router trained on the shared encoder's features of validation rows."""
-        component = routers[self.run.router.name]
-        options = {"router": to_plain(self.run.router), "code": component.code_hash(), "seed": self.run.seed}
-        inputs = (self.encoded_by_shared(VALIDATION), *(self.data(name) for name in self.names))
-        return Stage("router", self.run.router.name, options, inputs, by("compute", "router", self), version=2)
+        """A trained router."""
+        return routing_stages.router(self)
 
     @property
     def trains_router(self) -> bool:
@@ -212,8 +212,8 @@ class Stages:
 
     @property
     def routing(self) -> tuple[Stage, ...]:
-        """What gives w(x) of test rows: a trained router and the features that it reads. Empty for the oracle."""
-        return (self.router, self.encoded_by_shared(TEST)) if self.trains_router else ()
+        """What gives w(x) of test rows: a trained router and the features, if any, that it reads. Empty for the oracle."""
+        return (self.router, *routing_stages.read(self, TEST)) if self.trains_router else ()
 
     @cached_property
     def dynamic(self) -> Stage:

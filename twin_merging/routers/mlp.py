@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twin_merging.config import MlpRouter as Options
-from twin_merging.evaluation.selection import Choice, choose
+from twin_merging.evaluation.selection import choose
 from twin_merging.progress import track
+from twin_merging.routers import holdout
+from twin_merging.routers.holdout import labels
 from twin_merging.tasks.base import VALIDATION, Task
 
 
@@ -46,10 +48,15 @@ class MlpRouter(nn.Module):
         return self.layers(features)
 
     @torch.inference_mode()
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits (rows, T) without dropout, before the temperature."""
+        self.eval()
+        return self(features.float())
+
+    @torch.inference_mode()
     def weights(self, features: Tensor) -> Tensor:
         """w(x): (rows, T), each row sums to 1."""
-        self.eval()
-        return (self(features.float()) / self.temperature).softmax(-1)
+        return (self.logits(features) / self.temperature).softmax(-1)
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> MlpRouter:
@@ -75,7 +82,8 @@ class MlpRouter(nn.Module):
             its training rows, and the choices made.
         """
         torch.manual_seed(seed)
-        (x, y), (held_x, held_y) = _split(options, features)
+        parts, held = holdout.split(features, options.rows, options.holdout)
+        x, y, held_x, held_y = torch.cat(parts).float(), labels(parts), torch.cat(held).float(), labels(held)
         router = cls(options, x.shape[1], len(tasks))
         optimizer = torch.optim.Adam(router.parameters(), lr=options.lr)
         by_epoch, states = {}, {}
@@ -87,48 +95,12 @@ class MlpRouter(nn.Module):
                 optimizer.zero_grad()
                 F.cross_entropy(router(x[rows]), y[rows]).backward()
                 optimizer.step()
-            by_epoch[epoch] = _log_likelihood(router, held_x, held_y)
+            by_epoch[epoch] = holdout.log_likelihood(router.logits(held_x), held_y)
             states[epoch] = {name: tensor.clone() for name, tensor in router.state_dict().items()}
         choices = [choose("epoch of the router", by_epoch, tasks, VALIDATION)]
         router.load_state_dict(states[choices[0]["chosen"]])
+        logits = router.logits(held_x)
         if options.temperature is None:
-            choices.append(_calibrate(router, held_x, held_y, tasks))
-        report = {
-            "holdout_accuracy": float((router.weights(held_x).argmax(-1) == held_y).float().mean()),
-            "temperature": float(router.temperature),
-            "train_rows": len(x),
-            "holdout_rows": len(held_x),
-            "choices": choices,
-        }
-        return router, report
-
-
-def _split(options: Options, features: list[Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(x, y) to train on and (x, y) held out, the same share of each task."""
-    parts: tuple[list, list, list, list] = ([], [], [], [])
-    for task, rows in enumerate(features):
-        rows = rows[: options.rows].float()
-        held = max(1, round(options.holdout * len(rows)))
-        for part, chosen in ((0, rows[held:]), (2, rows[:held])):
-            parts[part].append(chosen)
-            parts[part + 1].append(torch.full((len(chosen),), task))
-    x, y, held_x, held_y = (torch.cat(part) for part in parts)
-    return (x, y), (held_x, held_y)
-
-
-@torch.inference_mode()
-def _log_likelihood(router: MlpRouter, x: Tensor, y: Tensor) -> float:
-    router.eval()
-    return -float(F.cross_entropy(router(x), y))
-
-
-@torch.inference_mode()
-def _calibrate(router: MlpRouter, x: Tensor, y: Tensor, tasks: list[Task]) -> Choice:
-    """Set the temperature, of 2^-3 to 2^3, under which the held-out rows are most likely (Guo et al., 2017)."""
-    router.eval()
-    logits = router(x)
-    grid = [2 ** (step / 4) for step in range(-12, 13)]
-    scores = {value: -float(F.cross_entropy(logits / value, y)) for value in grid}
-    choice = choose("temperature of the router", scores, tasks, VALIDATION)
-    router.temperature.fill_(choice["chosen"])
-    return choice
+            choices.append(holdout.calibrate(logits, held_y, tasks))
+            router.temperature.fill_(choices[-1]["chosen"])
+        return router, holdout.report(logits, held_y, len(x), float(router.temperature), choices)

@@ -107,7 +107,10 @@ def check_router(file: str, experts: int) -> None:
         raise UserError("no such file", key="router", found=file, expected="the router.safetensors of a run")
     entries = MappedCheckpoint(Path(file)).entries
     biases = [name for name in entries if name.startswith("layers.") and name.endswith(".bias")]
-    outputs = entries[max(biases, key=lambda name: int(name.split(".")[1]))].numel if biases else None
+    last = max(
+        biases, key=lambda name: int(name.split(".")[1]), default="bias"
+    )  # of layers, or of the one that there is
+    outputs = entries[last].numel if last in entries else None
     if outputs != experts:
         raise UserError(
             "this router does not route to these experts", key="router", found=f"{outputs} outputs in {file}",

@@ -1,0 +1,45 @@
+"""The stages that w(x) comes from: what the router reads, and the router."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twin_merging.config import TfidfRouter, routers
+from twin_merging.pipeline.stage import Stage, by
+from twin_merging.tasks.base import TEST, VALIDATION
+from twin_merging.validation import to_plain
+
+if TYPE_CHECKING:
+    from twin_merging.pipeline.stages import Stages
+
+
+def reads_tokens(stages: Stages) -> bool:
+    """Whether the router reads token ids, for which no encoder runs."""
+    return isinstance(stages.run.router, TfidfRouter)
+
+
+def read(stages: Stages, split: str) -> tuple[Stage, ...]:
+    """The shared encoder's features that the router reads of a split; none where it reads token ids.
+
+    They are those of a whole pass if heads answer from it too, else of one that ends at the router's layer.
+    """
+    if reads_tokens(stages):
+        return ()
+    layer = getattr(stages.run.router, "layer", -1)
+    is_answered = split == TEST and not stages.is_dynamic and stages.method.name != "finetuned"
+    if layer < 0 or is_answered:
+        return (stages.encoded_by_shared(split),)
+    label = f"the {stages.shared.label} encoder, layer {layer}"
+    return (stages.encoded(stages.shared, split, stages.names, label, layer, for_router=True),)
+
+
+def router(stages: Stages) -> Stage:
+    """A router trained on what it reads of validation rows."""
+    options: dict[str, Any] = {
+        "router": to_plain(stages.run.router), "code": routers[stages.run.router.name].code_hash(), "seed": stages.run.seed,
+    }  # fmt: skip
+    inputs = (*read(stages, VALIDATION), *map(stages.data, stages.names))
+    if reads_tokens(stages):
+        options["max_length"] = stages.run.backbone.max_length
+        inputs = (stages.base, *inputs)  # whose tokenizer gives the ids
+    return Stage("router", stages.run.router.name, options, inputs, by("compute", "router", stages), version=2)
