@@ -181,7 +181,7 @@ def test_blocks_from_one_on_float64(kind, start):
 def test_an_early_router_answers_in_two_passes():
     encoder, (ids, mask) = encoder_of("deberta", torch.float32), batch()
     router = Router(MlpRouter(layer=1), 12, T).eval()
-    twin = TwinMergedModel(encoder, random_exclusive(encoder, "dense"), router=router)
+    twin = TwinMergedModel(encoder, random_exclusive(encoder, "dense"), Exact(lower="shared"), router)
     found = twin.answer(input_ids=ids, attention_mask=mask).last_hidden_state
     weights = twin.route(input_ids=ids, attention_mask=mask)
     expected = twin(input_ids=ids, attention_mask=mask, weights=weights, start=1).last_hidden_state

@@ -169,7 +169,8 @@ def test_an_early_router_answers_in_one_pass(layer):
     torch.manual_seed(1)
     model = language("llama", torch.float32)
     router = Router(MlpRouter(layer=layer), 16, T).eval()
-    twin, passes = TwinMergedModel(model, exclusive_of(model, True, 0.3), router=router), []
+    options = Exact(lower="shared")
+    twin, passes = TwinMergedModel(model, exclusive_of(model, True, 0.3), options, router), []
     twin.encoder.model.layers[1].register_forward_pre_hook(lambda *_: passes.append(1))
     ids, mask = prompts()
     found = twin.answer(input_ids=ids, attention_mask=mask).logits

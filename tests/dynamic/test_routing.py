@@ -67,6 +67,20 @@ def test_routing_runs_the_blocks_below_the_layer_and_gives_the_same_weights(kind
     assert twin.mixture.weights is None
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+@torch.no_grad()
+def test_an_answer_is_exact_unless_the_lower_blocks_may_be_the_shared_experts(layer):
+    twin, inputs = twin_of("bert", mlp(layer))
+    expected = twin(**inputs, weights=twin.route(**inputs)).last_hidden_state
+    ran = watch(twin)
+    assert torch.equal(twin.answer(**inputs).last_hidden_state, expected)
+    assert ran == [*range(layer), 0, 1]
+    ran.clear()
+    twin.lower = "shared"
+    assert not torch.allclose(twin.answer(**inputs).last_hidden_state, expected)
+    assert ran == [0, 1]
+
+
 @pytest.mark.parametrize("layer", [2, -1])
 @torch.no_grad()
 def test_a_router_of_the_last_states_answers_in_two_passes(layer):

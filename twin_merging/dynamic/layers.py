@@ -135,8 +135,21 @@ class RoutedEmbedding(Routed):
             if len(weights) == 1:
                 return y + torch.tensordot(weights[0], rows, 1)
             return y + torch.einsum("bt,tb...n->b...n", weights, rows.expand(-1, len(weights), *rows.shape[2:]))
+        if self.mixture.kept is not None and (len(weights) == 1 or ids.dim() == 2):
+            return y + self._few(ids, *self.mixture.kept)
         rows = self.U[ids]  # (B or 1, ..., T, r)
         return y + (rows * spread(weights, rows[..., 0]).unsqueeze(-1)).flatten(-2) @ self.V
+
+    def _few(self, ids: Tensor, experts: Tensor, w: Tensor) -> Tensor:
+        """What rows get from the k experts that their examples have, (B, k) each, or (1, k) for all."""
+        assert self.U is not None
+        assert self.V is not None
+        V = self.V.view(self.U.shape[1], -1, self.V.shape[-1])
+        if len(experts) == 1:
+            rows = self.U[ids.unsqueeze(-1), experts[0]] * w[0].unsqueeze(-1)  # (..., k, r)
+            return rows.flatten(-2) @ V[experts[0]].flatten(0, 1)
+        rows = self.U[ids.unsqueeze(-1), experts.unsqueeze(1)] * w[:, None, :, None]  # (B, S, k, r)
+        return torch.bmm(rows.flatten(-2), V[experts].flatten(1, 2))
 
     def merged(self, name: str, shared: Tensor) -> Tensor:
         w = weights_of(self.mixture)[0]
@@ -153,14 +166,18 @@ class RoutedLayerNorm(Routed):
         if self.mixture.weights is None:
             return self.shared(x)
         self.check_rows(x)
+        gain, shift = (self.mixed(name, x) for name in ("weight", "bias"))
+        if (gain is None or gain.dim() == 1) and (shift is None or shift.dim() == 1):  # the same for all examples
+            return self.normalized(x, gain, shift)
         y = self.normalized(x)
-        gain, shift = (self.mixed(name, y) for name in ("weight", "bias"))
-        y = y if gain is None else y * gain
-        return y if shift is None else y + shift
+        if gain is None or shift is None:
+            y = y if gain is None else y * gain
+            return y if shift is None else y + shift
+        return torch.addcmul(shift, y, gain)
 
-    def normalized(self, x: Tensor) -> Tensor:
-        """``x`` before gain and shift."""
-        return F.layer_norm(x, self.shared.normalized_shape, eps=self.shared.eps)
+    def normalized(self, x: Tensor, gain: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """``x`` with one gain and shift for all rows, or none."""
+        return F.layer_norm(x, self.shared.normalized_shape, gain, shift, self.shared.eps)
 
     def mixed(self, name: str, like: Tensor) -> Tensor | None:
         """A vector that is shared, or one a row of the batch; None if the layer has none."""
@@ -171,8 +188,8 @@ class RoutedLayerNorm(Routed):
 class RoutedRMSNorm(RoutedLayerNorm):
     """torch's RMS norm over the last dimension, which has a gain and no shift."""
 
-    def normalized(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.shared.normalized_shape, eps=self.shared.eps)
+    def normalized(self, x: Tensor, gain: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return F.rms_norm(x, self.shared.normalized_shape, gain, self.shared.eps)
 
 
 class RoutedScale(Routed):
@@ -185,7 +202,9 @@ class RoutedScale(Routed):
         if self.mixture.weights is None:
             return self.shared(x)
         self.check_rows(x)
-        own = {name: spread(self.own_vector(name, vector, deltas), x) for name, vector, deltas in self.vectors()}
+        own = self.mixture.once((self, x.dim()), lambda _: {
+            name: spread(self.own_vector(name, vector, deltas), x) for name, vector, deltas in self.vectors()
+        })  # fmt: skip
         with instead_of(self.shared, own):
             return self.shared(x)
 

@@ -95,8 +95,12 @@ class RoutedMatrix(nn.Module):
         T, r, m, n = self.shape
         (B, S, _), batch = x.shape, self._batch
         kept, distinct, lasting = batch.pattern
-        size = distinct * m * n * x.element_size()
-        lasting = lasting and ((self, 0, x.dtype) in batch.known or batch.held + size <= self.planner.left)
+        # matrices of several groups would all be read for each token
+        lasting = (
+            lasting
+            and distinct == 1
+            and ((self, 0, x.dtype) in batch.known or batch.held + m * n * x.element_size() <= self.planner.left)
+        )
         case = Case(B, S, m, n, T, kept, r, self._is_resident(x.dtype), x.element_size(), distinct, lasting)
         plan = self.planner.choose(case, self.path, x.device.type)
         methods = {
@@ -173,7 +177,7 @@ class RoutedMatrix(nn.Module):
         if deltas is not None:
             own = w @ deltas[experts]
             bias = own if bias is None else own.add_(bias)
-        if not self._batch.pattern.lasting:
+        if not self._batch.pattern.lasting or self._batch.pattern.distinct > 1:
             return find(w), bias
         return self.mixture.once((self, number, dtype), find, self.planner.left), bias
 

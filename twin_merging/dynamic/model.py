@@ -47,7 +47,7 @@ class TwinMergedModel(nn.Module):
         options = options or Exact()
         self.exclusive, self.router = exclusive, router
         self._shared = shared.state_dict(keep_vars=True)
-        self.mixture = Mixture(options.top_k, options.mass)
+        self.mixture, self.lower = Mixture(options.top_k, options.mass), options.lower
         self.planner = Planner(options.plan, bytes_of(options.memory, "inference.memory"), kernels=options.kernels)
         self.encoder = route(shared, exclusive, self.mixture, self.planner)
         self._whole = WholeModel(type(shared).__name__)
@@ -111,13 +111,14 @@ class TwinMergedModel(nn.Module):
 
     @torch.inference_mode()
     def answer(self, **inputs: Any) -> Any:
-        """Route a batch and answer it, in one pass where the router reads what goes into block k: what is below is the shared expert's.
+        """Route a batch and answer it.
 
-        One that reads token ids needs no more than that pass either, all of it under w(x). One that reads the last states takes
-        a whole pass of its own, as in the paper.
+        All of the answering pass is under w(x), and before it the shared expert runs as far as the router reads: not at all for
+        one of token ids, the whole of it for the last layer (the paper's). With ``lower="shared"`` and a router of layer
+        k ≥ 0 one pass does both: what is below block k is the shared expert's.
         """
         layer, mask = self._layer(), inputs.get("attention_mask")
-        if layer is None or not 0 <= layer < len(self._blocks()):
+        if self.lower == "mixed" or layer is None or not 0 <= layer < len(self._blocks()):
             return self(weights=self.route(**inputs), **inputs)
         try:
             return self._from_block(layer, lambda states: self._weights(states, mask), (), inputs)

@@ -78,7 +78,14 @@ class Routed(nn.Module):
 
     def own_vector(self, name: str, shared: Tensor, deltas: Tensor) -> Tensor:
         """p_s + Σ_t w_t δ_t of a parameter, (B, *shape)."""
-        return self.mixture.once((self, name), lambda weights: torch.tensordot(weights, deltas, 1).add_(shared))
+
+        def find(weights: Tensor) -> Tensor:
+            with torch.autocast(
+                weights.device.type, enabled=False
+            ):  # which would round the sum, and a norm wants float32
+                return torch.tensordot(weights, deltas, 1).add_(shared)
+
+        return self.mixture.once((self, name), find)
 
     def own_parameter(self, name: str) -> Tensor:
         """A parameter for code that reads it by itself: all examples' own, or one whose numbers cannot be read."""
