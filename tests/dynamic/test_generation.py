@@ -179,3 +179,18 @@ def test_an_early_router_answers_in_one_pass(layer):
     start = None if layer < 0 else layer
     expected = twin(input_ids=ids, attention_mask=mask, weights=weights, start=start).logits
     torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], rtol=1e-4, atol=1e-5)
+
+
+def test_prompts_of_the_same_weights_are_generated_with_one_matrix_that_is_kept():
+    model = language("llama", torch.float32)
+    twin = TwinMergedModel(model, exclusive_of(model, True, 0.3), Exact(plan="grouped"))
+    ids, mask = prompts()
+    held: list[int] = []
+    twin.encoder.register_forward_hook(lambda *_: held.append(twin.mixture.batch.held))
+    weights = torch.tensor([[0.2, *[0.8 / (T - 1)] * (T - 1)]])
+    found = twin.generate(ids, weights.expand(len(ids), -1), attention_mask=mask, max_new_tokens=4, do_sample=False)
+    assert held[0] > 0
+    assert len(set(held)) == 1  # made for the prompt, and kept
+    plain = language("llama", torch.float32)
+    plain.load_state_dict(twin.merge_for(weights[0]))
+    assert torch.equal(found, plain.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False))

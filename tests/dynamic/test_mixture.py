@@ -69,6 +69,27 @@ def test_an_example_with_all_experts_has_them_all_computed():
     assert mixture.dropped == pytest.approx(0.2)  # the largest so far
 
 
+def test_examples_that_all_have_the_same_weights_have_one_row_of_them():
+    mixture = Mixture()
+    with mixture.of(WEIGHTS[:1].expand(4, -1)):
+        assert torch.equal(mixture.weights, WEIGHTS[:1])
+        assert mixture.batch.pattern.distinct == 1
+    with mixture.of(WEIGHTS[[0, 1, 0]]):
+        assert mixture.batch.pattern.distinct == 2
+        assert sorted(group.rows.tolist() for group in mixture.batch.groups) == [[0, 2], [1]]
+
+
+def test_whether_weights_last_is_said_anew_for_each():
+    mixture = Mixture()
+    with mixture.of(WEIGHTS, lasting=True):
+        mixture.weights = WEIGHTS[:2]  # such as those of a prompt's beams
+        assert mixture.batch.pattern.lasting
+        with mixture.of(WEIGHTS):
+            assert not mixture.batch.pattern.lasting
+        assert mixture.lasting
+    assert not mixture.lasting
+
+
 def test_what_follows_from_the_weights_is_found_once_until_they_change():
     mixture, calls = Mixture(), []
 

@@ -13,6 +13,7 @@ from oracles import dynamic as oracle
 
 from twin_merging.dynamic import kernels
 from twin_merging.dynamic import matrix as module
+from twin_merging.dynamic import plan as plan_module
 from twin_merging.dynamic import speeds as speed_module
 from twin_merging.dynamic.matrix import RoutedMatrix
 from twin_merging.dynamic.mixture import Mixture
@@ -96,7 +97,6 @@ def test_plans_agree_by_the_other_library_too(plan, kind, monkeypatch):
 
 
 def test_onednn_is_taken_only_where_it_is_right_and_faster(monkeypatch):
-    monkeypatch.setattr(kernels, "seconds", iter([1.2, 1.0]).__next__)
     assert kernels.fastest("cpu", torch.float64) == "stock"
     monkeypatch.setattr(kernels, "can_try_onednn", lambda *_: True)
     for onednn, gain, expected in (
@@ -134,15 +134,44 @@ def test_a_matrix_of_one_group_is_kept_for_a_sequence_where_there_is_room():
 
 def test_what_was_copied_for_a_dtype_goes_with_the_module():
     """After a move the parts are the moved ones."""
-    mixture, planner = Mixture(), Planner("factored", 0, SPEEDS)
+    mixture, planner = Mixture(), Planner("dense", 10**6, SPEEDS)
     routed = RoutedMatrix(mixture, planner, decompose(torch.randn(T, m, n), 2))
-    x, weight, weights = torch.randn(B, S, n), torch.randn(m, n), torch.full((B, T), 1 / T)
-    with mixture.of(weights):
-        routed(x, weight, None)
-        routed.double()
-        found = routed(x.double(), weight.double(), None)
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(routed._in(torch.float64).U, routed.U)
+    x, weight = torch.randn(B, S, n), torch.zeros(m, n)
+    with mixture.of(torch.rand(B, T)):
+        before = routed(x, weight, None)
+        routed._apply(lambda part: 2 * part)  # U and V each
+        torch.testing.assert_close(routed(x, weight, None), 4 * before)
+
+
+def test_a_plan_is_chosen_anew_for_weights_of_another_pattern():
+    delta, x, weight = decompose(torch.randn(T, m, n), 2), torch.randn(B, S, n), torch.randn(m, n)
+    mixture, planner = Mixture(), Planner("gathered", 0, SPEEDS)
+    routed = RoutedMatrix(mixture, planner, delta)
+    for weights in (torch.eye(T)[torch.arange(B) % T], torch.rand(B, T)):
+        with mixture.of(weights):
+            found = routed(x, weight, None)
+        torch.testing.assert_close(found.double(), slow(x, weight, None, delta, None, weights), rtol=1e-4, atol=1e-4)
+    assert planner.choices[""][1].plan != "gathered"
+
+
+def test_matrices_of_several_groups_are_not_kept_for_a_sequence():
+    mixture, planner = Mixture(), Planner("grouped", 10**6, SPEEDS)
+    routed = RoutedMatrix(mixture, planner, decompose(torch.randn(T, m, n), 2))
+    with mixture.of(torch.rand(B, T), lasting=True):
+        routed(torch.randn(B, S, n), torch.randn(m, n), None)
+        assert mixture.batch.held == 0
+    assert not planner.choices[""][0].lasting
+
+
+def test_onednn_gets_no_matrix_that_it_is_slow_at(monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        kernels.F, "linear", lambda x, weight, bias=None: taken.append(weight.stride()) or x @ weight.mT
+    )
+    x, square = torch.randn(64, 600), torch.randn(600, 600)
+    kernels.onednn(x, square.mT)
+    kernels.onednn(x[:1], square)
+    assert taken == [(1, 600), (600, 1)]
 
 
 def test_dense_deltas_stay_only_where_there_is_room():
@@ -190,7 +219,19 @@ def test_costs_grow_as_the_work_does():
     assert grown[2] - grown[1] == pytest.approx(2 * (grown[1] - grown[0]))
     assert set(costs(case_of(r=0), SPEEDS)) == {"dense"}
     assert "gathered" not in costs(case_of(), SPEEDS)
+    calls = costs(case_of(), SPEEDS)["dense"] - costs(case_of(), replace(SPEEDS, call=0))["dense"]
+    assert calls == pytest.approx(768 // 128 * 32 // 16 * 2 * SPEEDS.call)
     assert all(cost > 0.3 * static_cost(case_of(), SPEEDS) for cost in costs(case_of(k=2), SPEEDS).values())
+
+
+def test_each_device_and_dtype_has_its_own_speeds(monkeypatch):
+    monkeypatch.setattr(
+        plan_module.Speeds, "of", lambda device, width, kernels: replace(SPEEDS, product=float(width), kernel=kernels + device)
+    )  # fmt: skip
+    planner = Planner(kernels="stock")
+    for device, width in (("cpu", 4), ("cpu", 2), ("cuda", 4)):
+        found = planner.speeds_of(device, width)
+        assert (found.product, found.kernel) == (width, f"stock{device}")
 
 
 def test_speeds_are_measured_once_a_machine(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from twin_merging.errors import unknown
 from twin_merging.pipeline import data_stages, routing_stages
 from twin_merging.pipeline.cache import Artefact, Cache
 from twin_merging.pipeline.environment import resolve_precision
+from twin_merging.pipeline.labels import describe, label_of
 from twin_merging.pipeline.stage import Stage, by
 from twin_merging.tasks.base import TEST
 from twin_merging.validation import to_plain
@@ -260,26 +261,7 @@ class Stages:
     @property
     def label(self) -> str:
         """The method's name in tables."""
-        if self.is_surgery:
-            return f"{self.method.name} ({self.method.merge.name})"
-        oracle = ["oracle router"] if self.run.router.name == "oracle" else []
-        if self.is_elected:
-            return f"{self.method.name} ({', '.join(oracle)})" if oracle else self.method.name
-        if not self.is_twin:
-            return self.method.name
-        shared = "" if self.method.shared.name == "task_arithmetic" else f"{self.method.shared.name} + "
-        return f"{self.method.name} ({', '.join([shared + describe(self.run.sparsifier), *oracle, *self._approximations()])})"
-
-    def _approximations(self) -> list[str]:
-        """How the rows' own weights are not those of exact merging, in a few words each."""
-        options = self.run.inference
-        found = {
-            f"{getattr(options, 'groups', None)} groups": getattr(options, "groups", None),
-            f"top {options.top_k}": options.top_k,
-            f"mass {options.mass}": options.mass,
-            "lower blocks shared": options.lower == "shared",
-        }
-        return [words for words, holds in found.items() if holds]
+        return label_of(self.run)
 
     def get(self, stage: Stage) -> Artefact:
         """A stage's artefact."""
@@ -289,16 +271,6 @@ class Stages:
 def shared_rank(svd: Svd) -> int | None:
     """How many singular triplets of each matrix are found, so that other ranks need no decomposition of their own."""
     return SHARED_RANK if svd.rank is not None and svd.rank <= SHARED_RANK else None
-
-
-def describe(sparsifier: Any) -> str:
-    """A sparsifier in a few words: ``svd rank 16``."""
-    settings = [
-        f"{key} {value:g}"
-        for key, value in to_plain(sparsifier).items()
-        if key != "name" and isinstance(value, (int, float))
-    ]
-    return " ".join([sparsifier.name, *settings])
 
 
 def _determining(options: Any) -> dict[str, Any]:
