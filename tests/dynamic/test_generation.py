@@ -185,12 +185,14 @@ def test_prompts_of_the_same_weights_are_generated_with_one_matrix_that_is_kept(
     model = language("llama", torch.float32)
     twin = TwinMergedModel(model, exclusive_of(model, True, 0.3), Exact(plan="grouped"))
     ids, mask = prompts()
-    held: list[int] = []
-    twin.encoder.register_forward_hook(lambda *_: held.append(twin.mixture.batch.held))
+    held, batches = [], []
+    twin.encoder.register_forward_hook(
+        lambda *_: held.append(twin.mixture.batch.held) or batches.append(twin.mixture.batch)
+    )
     weights = torch.tensor([[0.2, *[0.8 / (T - 1)] * (T - 1)]])
     found = twin.generate(ids, weights.expand(len(ids), -1), attention_mask=mask, max_new_tokens=4, do_sample=False)
     assert held[0] > 0
-    assert len(set(held)) == 1  # made for the prompt, and kept
+    assert len(set(held)) == len(set(batches)) == 1  # made for the prompt, and kept
     plain = language("llama", torch.float32)
     plain.load_state_dict(twin.merge_for(weights[0]))
     assert torch.equal(found, plain.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False))

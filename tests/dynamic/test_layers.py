@@ -305,6 +305,23 @@ def test_attention_of_other_forms_runs_once_for_each_weights(settings):
         torch.testing.assert_close(module.layer(x, key, value)[0], torch.cat(slow), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("examples", [1, B])
+@pytest.mark.parametrize("most", [1, 2])
+def test_embeddings_of_the_experts_that_an_example_has(most, examples):
+    """Also of ids that all examples look up, such as positions."""
+    torch.manual_seed(0)
+    module, ids = One(nn.Embedding(9, 6)).double(), torch.randint(9, (examples, S))
+    weights = random_weights(3, torch.float64)
+    weights = weights * (weights >= weights.topk(most, -1).values[:, -1:])
+    delta = exclusive_of(module, True, 2)["layer.weight"]
+    whole = module.layer.weight.detach() + torch.einsum("bt,tmn->bmn", weights, oracle.multiplied_out(delta))
+    mixture = Mixture()
+    route(module, {"layer.weight": delta}, mixture, Planner())
+    with torch.no_grad(), mixture.of(weights):
+        found = module(ids)
+    torch.testing.assert_close(found, torch.stack([w[i] for w, i in zip(whole, ids.expand(B, -1), strict=True)]))
+
+
 def test_a_parameter_of_two_layers_is_routed_in_both():
     class Tied(nn.Module):
         def __init__(self):
