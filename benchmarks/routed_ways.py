@@ -198,16 +198,15 @@ class Encoder:
         own = roberta("eager")  # the fused attention has no batching rule
         shapes, buffers = {name: x.shape for name, x in own.named_parameters()}, dict(own.named_buffers())
 
-        def answer(parameters: dict[str, Tensor], ids: Tensor, mask: Tensor) -> Tensor:
-            given = {"input_ids": ids[None], "attention_mask": mask[None]}
-            return functional_call(own, {**parameters, **buffers}, kwargs=given).last_hidden_state[0]
+        def answer(parameters: dict[str, Tensor], ids: Tensor) -> Tensor:  # no mask: transformers would look into it
+            return functional_call(own, {**parameters, **buffers}, kwargs={"input_ids": ids[None]}).last_hidden_state[0]
 
         def run() -> Tensor:
             outputs = []
             for rows in torch.arange(len(self.ids)).split(CHUNK):
                 w = self.weights[rows]
                 made = {x: torch.addmm(start[x], w, dense[x]).view(-1, *shapes[x]) for x in dense}
-                outputs.append(vmap(answer)(made, self.ids[rows], self.mask[rows]))
+                outputs.append(vmap(answer)(made, self.ids[rows]))
             return torch.cat(outputs)
 
         return run
