@@ -23,7 +23,7 @@ from twin_merging.dynamic.routed import NotRoutable, weights_of
 from twin_merging.errors import UserError
 from twin_merging.merging.apply import merge, modularize
 from twin_merging.merging.twin import exclusive_knowledge
-from twin_merging.sparsifiers.stored import Delta, multiplied_out
+from twin_merging.sparsifiers.stored import Delta, weighted_sum
 
 
 class TwinMergedModel(nn.Module):
@@ -166,9 +166,8 @@ class TwinMergedModel(nn.Module):
         """The state dict of the plain model θ_s + Σ_t w_t v_t for one example's weights, (T)."""
         own = {tensor: tensor.detach().clone() for tensor in self._shared.values()}  # several names may have one tensor
         for name, delta in self.exclusive.items():
-            whole = multiplied_out(delta)
             merged = own[self._shared[name]]
-            merged += torch.tensordot(weights.to(whole), whole, 1).to(merged)
+            merged += weighted_sum(weights, delta).to(merged)
         return {name: own[tensor] for name, tensor in self._shared.items()}
 
     @torch.inference_mode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from twin_merging.sparsifiers.sparse import Sparse, dense
@@ -19,6 +20,20 @@ def multiplied_out(delta: Delta) -> Tensor:
     if isinstance(delta, Factors):
         return (delta.U * delta.S.unsqueeze(1)) @ delta.V.mT
     return dense(delta) if isinstance(delta, Sparse) else delta
+
+
+def weighted_sum(weights: Tensor, delta: Delta) -> Tensor:
+    """Σ_t w_t Δ_t, of the parameter's shape; of factors one product, [w_t U_t S_t]·[V_t]ᵀ, without any Δ_t.
+
+    Args:
+        weights: (T).
+        delta: of all T experts.
+    """
+    if isinstance(delta, Factors):
+        U = delta.U * (weights.to(delta.S).unsqueeze(1) * delta.S).unsqueeze(1)
+        return U.transpose(0, 1).flatten(1) @ delta.V.transpose(0, 1).flatten(1).mT
+    whole = multiplied_out(delta)
+    return torch.tensordot(weights.to(whole), whole, 1)
 
 
 def tensors_of(name: str, kept: Any) -> dict[str, Tensor]:
