@@ -120,6 +120,31 @@ class RoutedMatrix(nn.Module):
         inner.view(B, S, -1).mul_(self._columns(x.dtype, few=False))
         return self._linear(flat, weight, bias).addmm_(inner.view(len(flat), -1), U).view(B, S, -1)
 
+    def ready(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor] | None:
+        """What the last batch was computed by, for further ones of the shape (B, ..., n) of ``x``, in as few operations as can be.
+
+        All that stays the same while a sequence is generated is found beforehand: of one token it would take as long as the
+        products. None where it does not stay, or where there is nothing to gain.
+        """
+        if not self._batch.pattern.lasting or torch.is_autocast_enabled(x.device.type):
+            return None
+        (_, r, m, n), linear, shape = self.shape, self._linear, (*x.shape[:-1], self.shape[2])
+        if self._chosen == self._grouped and (self, 0, x.dtype) in self._batch.known:
+            matrix, own = self.merged(weight, bias)
+            return lambda x: linear(x, matrix, own)
+        if self._chosen != self._factored or len(self._batch.weights) not in (1, x.numel() // n):
+            return None
+        (U, V, _, biases), columns = self._in(x.dtype), self._columns(x.dtype, few=False).squeeze(1)
+
+        def product(x: Tensor) -> Tensor:
+            flat = x.view(-1, n)
+            inner = linear(flat, V)
+            if biases is not None:
+                inner = F.pad(inner.view(-1, r), (0, 1), value=1.0).view(len(flat), -1)
+            return linear(flat, weight, bias).addmm_(inner.mul_(columns), U).view(shape)
+
+        return product
+
     def _gathered(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Each example's k experts' factors side by side."""
         (_, r, m, n), (B, S, _) = self.shape, x.shape

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -150,17 +149,24 @@ def not_routable(layer: Routed, found: str, expected: str) -> NotRoutable:
     )  # fmt: skip
 
 
-@contextmanager
-def instead_of(module: nn.Module, tensors: Mapping[str, Tensor | None]) -> Iterator[None]:
+def instead_of(module: nn.Module, tensors: Mapping[str, Tensor | None]) -> exchanged:
     """Have a module compute with other tensors, or none, in the place of its own parameters."""
-    places: list[tuple[Any, str, Tensor | None]] = [(*holder(module, name), own) for name, own in tensors.items()]
-    before = [held[last] for held, last, _ in places]
-    for held, last, own in places:
-        held[last] = own
-    try:
-        yield
-    finally:
-        for (held, last, _), parameter in zip(places, before, strict=True):
+    return exchanged([(*holder(module, name), own) for name, own in tensors.items()])
+
+
+class exchanged:  # noqa: N801 - a context manager; of one token, a generator would take as long as the layer
+    """Have others in the place of parameters, given as (who holds it, its name there, the other)."""
+
+    def __init__(self, places: Sequence[tuple[dict[str, Any], str, Tensor | None]]):
+        self.places = places
+
+    def __enter__(self) -> None:
+        self.before = [held[last] for held, last, _ in self.places]
+        for held, last, own in self.places:
+            held[last] = own
+
+    def __exit__(self, *_: object) -> None:
+        for (held, last, _), parameter in zip(self.places, self.before, strict=True):
             held[last] = parameter
 
 
