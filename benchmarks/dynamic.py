@@ -22,6 +22,7 @@ from statistics import median
 import memory
 import torch
 from dynamic_pictures import draw
+from floors import floors, where_time_goes
 from routed_ways import FAST, STATIC, Encoder, Ways, decoding
 from torch import Tensor
 
@@ -54,6 +55,7 @@ def measure(case: str, rank: int, kernels: str, ways: Ways, repeats: int) -> lis
     """A row for each way."""
     seconds: dict[str, list[float]] = {}
     peaks: dict[str, int | None] = {}
+    least: dict[str, dict[str, float | None]] = {}
     found: dict[str, Tensor] = {}
     for turn in range(repeats + 1):  # the first one warms up
         for name, way in ways.items():
@@ -63,6 +65,7 @@ def measure(case: str, rank: int, kernels: str, ways: Ways, repeats: int) -> lis
             found[name] = way.run()
             seconds.setdefault(name, []).append(time.perf_counter() - start)
             peaks[name] = memory.added_since(before)
+            least[name] = floors(way.twin)
     times = {name: median(each[1:]) for name, each in seconds.items()}
     rows = []
     for name, way in ways.items():
@@ -74,6 +77,7 @@ def measure(case: str, rank: int, kernels: str, ways: Ways, repeats: int) -> lis
                 "ratio_to_stock": round(times[name] / times[STATIC], 3),
                 "max_abs_diff": difference(found[name], way.exact()) if way.exact else None,
                 "peak_ratio": None if peak is None or usual is None else round(peak / usual, 2),
+                **least[name],
             }
         )  # fmt: skip
         print(json.dumps(rows[-1]), flush=True)
@@ -94,13 +98,18 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", help="cases whose name starts with this: encoder, others, tokens, experts, decoding"
     )
+    parser.add_argument("--profile", action="store_true", help="print the operations that take most of the time")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     rows: list[dict] = []
 
     def add(case: str, rank: int, make: Callable[[str], Ways]) -> None:
         for kernels in KERNELS if case.startswith(asked.only) else ():
-            rows.extend(measure(case, rank, kernels, make(kernels), asked.repeats))
+            ways = make(kernels)
+            rows.extend(measure(case, rank, kernels, ways, asked.repeats))
+            for name in (STATIC, FAST, "auto") if asked.profile else ():
+                if name in ways:
+                    print(f"{case}, {name}, {kernels} kernels:\n{where_time_goes(ways[name].run)}", flush=True)
             asked.json.write_text(json.dumps(rows, indent=1))
 
     with torch.inference_mode():

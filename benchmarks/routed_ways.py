@@ -30,10 +30,12 @@ class Way(NamedTuple):
     Args:
         run: gives the output.
         exact: gives what the first rows of it are, from a merged model for each; None where it answers something else.
+        twin: our model, if it is one.
     """
 
     run: Callable[[], Tensor]
     exact: Callable[[], Tensor] | None = None
+    twin: TwinMergedModel | None = None
 
 
 Ways = dict[str, Way]
@@ -213,10 +215,10 @@ class Encoder:
 
     def _mixed(self, weights: Tensor, **options) -> Way:
         twin = self.twin(**{"memory": MEMORY, **options})
-        return Way(lambda: self.run(twin, weights=weights), self.exact(weights))
+        return Way(lambda: self.run(twin, weights=weights), self.exact(weights), twin)
 
     def _answered(self, twin: TwinMergedModel) -> Way:
-        return Way(lambda: twin.answer(input_ids=self.ids, attention_mask=self.mask).last_hidden_state)
+        return Way(lambda: twin.answer(input_ids=self.ids, attention_mask=self.mask).last_hidden_state, twin=twin)
 
 
 def decoding(rank: int, new: int, kernels: str, slow: bool) -> Ways:
@@ -243,8 +245,8 @@ def decoding(rank: int, new: int, kernels: str, slow: bool) -> Ways:
     if kernels != "stock":
         ways[FAST] = Way(alone)
     ways |= {
-        "auto": Way(lambda: ours(weights), exact), "with routing": Way(lambda: ours(None)),
-        "all alike": Way(lambda: ours(weights[:1].repeat(8, 1))),
+        "auto": Way(lambda: ours(weights), exact, twin), "with routing": Way(lambda: ours(None), None, twin),
+        "all alike": Way(lambda: ours(weights[:1].repeat(8, 1)), None, twin),
     }  # fmt: skip
     if slow:
         ways["one at a time"] = Way(merged_in_turn(twin, smollm2(), weights, run))

@@ -128,7 +128,8 @@ class RoutedMatrix(nn.Module):
         """
         if not self._batch.pattern.lasting or torch.is_autocast_enabled(x.device.type):
             return None
-        (_, r, m, n), linear, shape = self.shape, self._linear, (*x.shape[:-1], self.shape[2])
+        _, r, m, n = self.shape
+        linear, shape = self._linear, (*x.shape[:-1], m)
         if self._chosen == self._grouped and (self, 0, x.dtype) in self._batch.known:
             matrix, own = self.merged(weight, bias)
             return lambda x: linear(x, matrix, own)

@@ -154,8 +154,11 @@ def instead_of(module: nn.Module, tensors: Mapping[str, Tensor | None]) -> excha
     return exchanged([(*holder(module, name), own) for name, own in tensors.items()])
 
 
-class exchanged:  # noqa: N801 - a context manager; of one token, a generator would take as long as the layer
-    """Have others in the place of parameters, given as (who holds it, its name there, the other)."""
+class exchanged:
+    """Have others in the place of parameters, given as (who holds it, its name there, the other).
+
+    No generator: of one token, it would take as long as the layer.
+    """
 
     def __init__(self, places: Sequence[tuple[dict[str, Any], str, Tensor | None]]):
         self.places = places
@@ -166,8 +169,8 @@ class exchanged:  # noqa: N801 - a context manager; of one token, a generator wo
             held[last] = own
 
     def __exit__(self, *_: object) -> None:
-        for (held, last, _), parameter in zip(self.places, self.before, strict=True):
-            held[last] = parameter
+        for (held, last, _), before in zip(self.places, self.before, strict=True):
+            held[last] = before
 
 
 def holder(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
