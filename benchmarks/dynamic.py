@@ -51,8 +51,8 @@ def others(kernels: str) -> Ways:
     return found | batch.grouped() | batch.one_at_a_time() if kernels == "stock" else found
 
 
-def measure(case: str, rank: int, kernels: str, ways: Ways, repeats: int) -> list[dict]:
-    """A row for each way."""
+def measure(case: str, rank: int, kernels: str, ways: Ways, repeats: int, profiled: bool) -> list[dict]:
+    """A row for each way, and where the time of some goes."""
     seconds: dict[str, list[float]] = {}
     peaks: dict[str, int | None] = {}
     least: dict[str, dict[str, float | None]] = {}
@@ -81,6 +81,9 @@ def measure(case: str, rank: int, kernels: str, ways: Ways, repeats: int) -> lis
             }
         )  # fmt: skip
         print(json.dumps(rows[-1]), flush=True)
+    for name in (STATIC, FAST, "auto") if profiled else ():
+        if name in ways:
+            print(f"{case}, {name}, {kernels} kernels:\n{where_time_goes(ways[name].run)}", flush=True)
     return rows
 
 
@@ -105,11 +108,7 @@ def main() -> None:
 
     def add(case: str, rank: int, make: Callable[[str], Ways]) -> None:
         for kernels in KERNELS if case.startswith(asked.only) else ():
-            ways = make(kernels)
-            rows.extend(measure(case, rank, kernels, ways, asked.repeats))
-            for name in (STATIC, FAST, "auto") if asked.profile else ():
-                if name in ways:
-                    print(f"{case}, {name}, {kernels} kernels:\n{where_time_goes(ways[name].run)}", flush=True)
+            rows.extend(measure(case, rank, kernels, make(kernels), asked.repeats, asked.profile))
             asked.json.write_text(json.dumps(rows, indent=1))
 
     with torch.inference_mode():

@@ -168,7 +168,7 @@ class exchanged:
         for held, last, own in self.places:
             held[last] = own
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         for (held, last, _), before in zip(self.places, self.before, strict=True):
             held[last] = before
 
