@@ -72,6 +72,9 @@ class Experts:
     """Where experts come from: fine-tuned here, or published checkpoints."""
 
     source: str | None = option(None, "folder or hub name with {task} in it; null: fine-tune here")
+    seed: int | None = option(
+        None, "seed of fine-tuning; null: seed. With one given, seed repeats merging and routing alone", low=0, high=2**32 - 1
+    )  # fmt: skip
 
 
 @dataclass

@@ -153,3 +153,8 @@ class RunConfig:
         "write", "off: no cache; read: add nothing to it; write: read and add", choices=("off", "read", "write")
     )
     plugins: list[str] = option([], "modules to import that register components")
+
+    @property
+    def training_seed(self) -> int:
+        """The seed of fine-tuning, alone or jointly: ``experts.seed``, else ``seed``."""
+        return self.seed if self.experts.seed is None else self.experts.seed

@@ -75,7 +75,7 @@ def expert(stages: Stages, name: str, folder: Path, scratch: Path) -> None:
     fine_tune = finetunings[stages.run.finetune.name].load()
     task = task_of(stages, name)
     refuse_test(f"epoch of {name}", [task], VALIDATION)
-    fine_tune(backbone_of(stages), task, stages.run.finetune, stages.run.seed, folder, scratch)
+    fine_tune(backbone_of(stages), task, stages.run.finetune, stages.run.training_seed, folder, scratch)
 
 
 def imported_expert(stages: Stages, name: str, source: Source, folder: Path, scratch: Path) -> None:

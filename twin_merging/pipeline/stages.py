@@ -108,7 +108,7 @@ class Stages:
         component = finetunings[self.run.finetune.name]
         options = {
             "finetune": to_plain(self.run.finetune), "code": component.code_hash(), "max_length": self.run.backbone.max_length,
-            "precision": self.precision, "seed": self.run.seed,
+            "precision": self.precision, "seed": self.run.training_seed,
         }  # fmt: skip
         return Stage("expert", name, options, (self.base, self.data(name)), by("compute", "expert", self, name))
 
