@@ -37,6 +37,7 @@ class Tasks:
     rows: Rows = field(default_factory=Rows)
     limit: int | None = option(None, "rows of any split, at most: for a quick look", low=1)
     split_seed: int = option(0, "seed of the sampling and of the splits", low=0)
+    unseen: list[str] = option([], "tasks that are evaluated though no expert of theirs is merged or routed to")
 
 
 @dataclass

@@ -93,6 +93,10 @@ class Scores:
         "oracle", "whose head answers: the true task's, or the router's top task's", choices=("oracle", "routed")
     )
     batch_size: int = option(64, "rows a forward pass of a static model", low=1)
+    unseen_head: str = option(
+        "expert", "who answers for tasks.unseen: the head fine-tuned with the task's own expert (the authors' way), or one "
+        "trained on frozen features of the shared encoder", choices=("expert", "frozen"),
+    )  # fmt: skip
 
 
 @dataclass

@@ -30,6 +30,7 @@ from twin_merging.pipeline.artefacts import (
     backbone_of,
     base_weights,
     encoder_with,
+    evaluated_of,
     exclusive_of,
     expert_weights,
     heads_of,
@@ -208,7 +209,7 @@ def router(stages: Stages, folder: Path, scratch: Path) -> None:
 
 def dynamic(stages: Stages, folder: Path, scratch: Path) -> None:
     """Features of test rows, each under its own merged weights."""
-    tasks, backbone = tasks_of(stages), backbone_of(stages)
+    tasks, backbone = evaluated_of(stages), backbone_of(stages)
     shared = encoder_with(stages, read_all(Checkpoint(stages.get(stages.shared).path(ENCODER))))
     model = inferences[stages.run.inference.name].load()(shared, exclusive_of(stages), stages.run.inference)
     weights = routing_weights(stages, tasks)

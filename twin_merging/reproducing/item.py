@@ -150,8 +150,8 @@ def _check(item: Item, path: Path) -> None:
                 expected=", ".join(sorted(columns)),
             )  # fmt: skip
     for erratum in item.errata:
-        row = next((row for row in item.rows if row.head == erratum.row), None)
-        if row is None or row.paper.get(erratum.column) != erratum.printed:
+        found = next((row for row in item.rows if row.head == erratum.row), None)
+        if found is None or found.paper.get(erratum.column) != erratum.printed:
             raise UserError(
                 "an erratum of a number that is not in the item", key=f"{path}: errata", found=f"{erratum.row}, {erratum.column}: {erratum.printed}"
             )  # fmt: skip

@@ -51,7 +51,7 @@ def item_table(plan: Plan, results: dict[str, dict[str, Any]], failures: dict[st
         of_row = {cell.seed: results.get(cell.name) for cell in plan.cells if cell.row is row}
         rows.append(_row(plan, row, of_row, shown, references))
     return Table(
-        _title(plan), tuple(columns), tuple(rows), tuple(_notes(plan, results, failures or {})), _warning(plan)
+        _title(plan), tuple(columns), tuple(rows), tuple(_notes(plan, results, failures or {})), warning_of(plan)
     )
 
 
@@ -163,7 +163,8 @@ def _short(text: str, most: int = 160) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _warning(plan: Plan) -> str | None:
+def warning_of(plan: Plan) -> str | None:
+    """What has to stand with every table and picture of another suite than the paper's."""
     if plan.comparable:
         return None
     return f"suite {plan.suite} with {plan.backbone}: not comparable with the paper's numbers, which are {PAPER_BACKBONE}-base's"
