@@ -70,7 +70,7 @@ def plan_item(item: Item, suite: str | None, given: Sequence[str], seeds: Sequen
 
     Args:
         suite: an experiment of configs/exp; None: the item's own.
-        given: overrides of every job, which come last.
+        given: overrides of every job; what a row sets itself stays as it is.
         seeds: None: the item's own.
 
     Raises:
@@ -100,19 +100,13 @@ def plan_item(item: Item, suite: str | None, given: Sequence[str], seeds: Sequen
         own = [text.replace("{names}", f"[{','.join(names[:count])}]") for text in row.cell]
         once = row.deterministic and first.experts.seed is not None
         for seed in repeated[:1] if once else repeated:
-            wanted.append((row, seed, [*common, *_without(own, given), *given, f"seed={seed}"]))
+            wanted.append((row, seed, [*common, *given, *own, f"seed={seed}"]))
     runs = compose_each([overrides for _, _, overrides in wanted])
     cells = tuple(Cell(row, seed, tuple(texts), run) for (row, seed, texts), run in zip(wanted, runs, strict=True))
     ordered = [name for name in item.task_heads if name in names]
     tasks = (*ordered, *(name for name in names if name not in ordered))
     comparable = suite in (item.suite, *item.also_comparable) and all(is_neutral(text) for text in given)
     return Plan(item, suite, tuple(given), comparable, tasks, cells)
-
-
-def _without(own: list[str], given: Sequence[str]) -> list[str]:
-    """A row's overrides but for tasks that the user names himself, in whose place they would be."""
-    keys = {text.split("=", 1)[0] for text in given}
-    return [text for text in own if text.split("=", 1)[0] not in keys or not text.startswith("tasks=")]
 
 
 def is_neutral(text: str) -> bool:

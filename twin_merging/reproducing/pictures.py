@@ -83,6 +83,12 @@ def _spread(axes: Axes, sparsity: list[float]) -> None:
     axes.set_xlabel("sparsity in %, not to scale")
 
 
+def _legend(axes: Axes) -> None:
+    """A legend, unless nothing was drawn yet."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+
+
 def task_groups(figure: Figure, plan: Plan, results: Results) -> None:
     """A group of bars a task, a bar a method (Figure 2b)."""
     rows = [row for row in plan.rows if _of(plan, results, row)]
@@ -140,7 +146,7 @@ def sparsity(figure: Figure, plan: Plan, results: Results) -> None:
     _spread(right, common)
     for axes in (left, right):
         axes.set_ylabel("average normalized score")
-    right.legend(frameon=False)
+    _legend(right)
 
 
 def knowledge(figure: Figure, plan: Plan, results: Results) -> None:
@@ -148,7 +154,7 @@ def knowledge(figure: Figure, plan: Plan, results: Results) -> None:
     left, right = _sides(figure)
     _lines(left, _points(plan, results, "epochs", "average_raw"))
     left.set(xlabel="fine-tuning epochs", ylabel="average raw score")
-    left.legend(frameon=False)
+    _legend(left)
     series = dict(_points(plan, results, "x", "average_normalized"))
     points = series.get("one expert", [])
     _lines(right, iter([("one expert", [(place, y) for place, (_, y) in enumerate(points)])] if points else []))
@@ -158,7 +164,7 @@ def knowledge(figure: Figure, plan: Plan, results: Results) -> None:
             for result in _of(plan, results, row)[:1]:
                 right.axhline(result["average_normalized"], color="#D55E00", linestyle="--", label="all experts merged")
     right.set_ylabel("average normalized score")
-    right.legend(frameon=False)
+    _legend(right)
 
 
 def routing_of(figure: Figure, plan: Plan, results: Results) -> None:
