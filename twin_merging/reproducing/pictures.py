@@ -35,6 +35,7 @@ LINES: tuple[dict[str, Any], ...] = (
     {"color": "#F0E442", "marker": "*", "linestyle": "-"},
     {"color": "#999999", "marker": "h", "linestyle": ":"},
 )
+TOP = 0.88  # where matplotlib lets axes end, as a share of the figure
 HATCHES = ("", "//", "", "..", "\\\\", "", "xx", "++", "")
 
 
@@ -44,9 +45,9 @@ def draw(plan: Plan, results: Results) -> list[Path]:
         _DRAWINGS[plan.item.draw or ""](figure, plan, results)
         title = f"{name_of(plan.item)}: {plan.item.title}"
         top = figure.get_figheight()
-        figure.text(0.5, 1 + 0.42 / top, fill(title, 90), ha="center", va="bottom", fontsize="large")
+        figure.text(0.5, TOP + 0.5 / top, fill(title, 90), ha="center", va="bottom", fontsize="large")
         words = warning_of(plan) or f"suite {plan.suite}, {plan.backbone}"
-        figure.text(0.5, 1 + 0.15 / top, words, ha="center", va="bottom", **WARNING)
+        figure.text(0.5, TOP + 0.25 / top, words, ha="center", va="bottom", **WARNING)
         return save(figure, plan.folder, plan.item.name)
 
 
@@ -86,7 +87,7 @@ def _spread(axes: Axes, sparsity: list[float]) -> None:
 def _legend(axes: Axes) -> None:
     """A legend, unless nothing was drawn yet."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
 
 
 def task_groups(figure: Figure, plan: Plan, results: Results) -> None:
