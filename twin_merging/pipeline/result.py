@@ -13,7 +13,7 @@ from twin_merging import checkpoints
 from twin_merging.backbones.features import Features
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import evaluations
-from twin_merging.evaluation.heads import oracle_answers, routed_answers
+from twin_merging.evaluation.heads import Answer, oracle_answers, routed_answers
 from twin_merging.evaluation.scoring import REFERENCE, averages
 from twin_merging.pipeline.artefacts import (
     ENCODER,
@@ -45,7 +45,7 @@ def result(stages: Stages, folder: Path, scratch: Path) -> None:
         )
     weights = routing_weights(stages, tasks) if stages.is_dynamic or run.evaluation.heads == "routed" else None
     strange = unseen_heads(stages)
-    answering = {**answering_heads(stages, heads), **strange}
+    answering: dict[str, Answer] = {**answering_heads(stages, heads), **strange}
     references = unseen_references(stages, unseen)
     score, entries = evaluations[run.evaluation.name].load(), {}
     for index, task in enumerate(tasks):

@@ -83,8 +83,8 @@ def plan_item(item: Item, suite: str | None, given: Sequence[str], seeds: Sequen
     if suite not in known:
         raise unknown("--suite", suite, known, "suite")
     common = [f"+exp={suite}", *item.overrides, f"experts.seed={EXPERT_SEED}"]
-    (first,) = compose_each([[*common, "merge_method=pretrained", *given]])
-    names = [*first.tasks.names, *(name for name in first.tasks.unseen if name not in first.tasks.names)]
+    (first,) = compose_each([[f"+exp={suite}", f"experts.seed={EXPERT_SEED}", *given]])
+    names = list(first.tasks.names)
     missing = [name for name in item.needs if name not in names]
     if missing:
         raise UserError(

@@ -142,7 +142,9 @@ def sparsity(figure: Figure, plan: Plan, results: Results) -> None:
     _lines(left, iter([("SVD", [(place, y) for place, (_, y) in enumerate(svd)])] if svd else []))
     _spread(left, [x for x, _ in svd])
     common = sorted({row.at["x"] for row in plan.rows if row.at["series"] != "SVD"})
-    placed = [(name, [(common.index(x), y) for x, y in points if x in common]) for name, points in series.items()]
+    placed = [
+        (name, [(float(common.index(x)), y) for x, y in points if x in common]) for name, points in series.items()
+    ]
     _lines(right, iter([(name, points) for name, points in placed if points]))
     _spread(right, common)
     for axes in (left, right):
