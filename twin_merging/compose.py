@@ -72,6 +72,18 @@ def plan(overrides: list[str], multirun: bool) -> Launch:
     return Launch(jobs, overrides_of_jobs[0], folder, multirun, [*arguments, f"{key}={_quoted(str(folder))}"])
 
 
+def compose_each(jobs: list[list[str]]) -> list[RunConfig]:
+    """Compose and validate jobs that are given one by one: no sweep, not even an experiment's own.
+
+    Raises:
+        UserError: for the first key or value that is unknown or wrong.
+    """
+    register_resolvers()
+    with _composer():
+        load_plugins(sorted({name for job in jobs for name in _plugins(job)}))
+        return [validate(_compose(job)) for job in jobs]
+
+
 def cache_folder(overrides: list[str]) -> Path:
     """``paths.cache`` as ``overrides`` set it, without asking for an experiment."""
     with _composer():

@@ -189,6 +189,7 @@ def _check_references(run: RunConfig) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UserError("a task is named twice", key="tasks.names", found=", ".join(repeated))
+    names = _check_unseen(run)
     if run.evaluation.heads == "routed" and run.router.name == "oracle":
         raise UserError(
             "an oracle router gives the true task, so routed heads would be oracle heads",
@@ -200,6 +201,15 @@ def _check_references(run: RunConfig) -> None:
             key="experts.source", found=run.experts.source, expected="a folder or hub name with {task} in it",
         )  # fmt: skip
     _check_expert(run.merge_method, "merge_method", names)
+    for method, key in (
+        (run.merge_method, "merge_method"),
+        *((getattr(run.merge_method, inner, None), f"merge_method.{inner}") for inner in NESTED),
+    ):
+        gamma = getattr(method, "gamma", None)
+        if gamma is not None and len(gamma) != len(names):
+            raise UserError(
+                "one γ for each merged task", key=f"{key}.gamma", found=f"{len(gamma)} of them", expected=f"{len(names)}: {', '.join(names)}"
+            )  # fmt: skip
     for inner in NESTED:
         _check_expert(getattr(run.merge_method, inner, None), f"merge_method.{inner}", names)
     if run.merge_method.name == "multitask" and run.finetune.name != "full":
@@ -217,6 +227,30 @@ def _check_references(run: RunConfig) -> None:
             "nothing is below the layer that this router reads", key="inference.lower", found=f"shared with router={run.router.name}",
             expected="a router of an early layer", hint="router=mlp_early, or router.layer=K",
         )  # fmt: skip
+
+
+def _check_unseen(run: RunConfig) -> list[str]:
+    """The tasks that merge, which are those of ``tasks.names`` that are not unseen."""
+    unseen, names = run.tasks.unseen, [name for name in run.tasks.names if name not in run.tasks.unseen]
+    if not unseen:
+        return names
+    if repeated := sorted({name for name in unseen if unseen.count(name) > 1}):
+        raise UserError("a task is named twice", key="tasks.unseen", found=", ".join(repeated))
+    if not names:
+        raise UserError(
+            "no task is left to merge", key="tasks.unseen", found=", ".join(unseen), expected="not all of tasks.names"
+        )
+    if run.merge_method.name in ("finetuned", "surgery"):
+        raise UserError(
+            "this method has to know a task to answer for it", key="tasks.unseen", found=f"{', '.join(unseen)} with {run.merge_method.name}",
+            expected="no unseen task, or another merge_method",
+        )  # fmt: skip
+    if run.router.name == "oracle" and run.merge_method.name in ("twin", "emr"):
+        raise UserError(
+            "an oracle router has no expert for a task that is unseen", key="router", found="oracle with tasks.unseen",
+            expected="a trained router",
+        )  # fmt: skip
+    return names
 
 
 def _check_tfidf(run: RunConfig) -> None:

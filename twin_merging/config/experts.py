@@ -37,6 +37,7 @@ class Tasks:
     rows: Rows = field(default_factory=Rows)
     limit: int | None = option(None, "rows of any split, at most: for a quick look", low=1)
     split_seed: int = option(0, "seed of the sampling and of the splits", low=0)
+    unseen: list[str] = option([], "tasks that are evaluated though no expert of theirs is merged or routed to")
 
 
 @dataclass
@@ -72,6 +73,9 @@ class Experts:
     """Where experts come from: fine-tuned here, or published checkpoints."""
 
     source: str | None = option(None, "folder or hub name with {task} in it; null: fine-tune here")
+    seed: int | None = option(
+        None, "seed of fine-tuning; null: seed. With one given, seed repeats merging and routing alone", low=0, high=2**32 - 1
+    )  # fmt: skip
 
 
 @dataclass

@@ -93,6 +93,10 @@ class Scores:
         "oracle", "whose head answers: the true task's, or the router's top task's", choices=("oracle", "routed")
     )
     batch_size: int = option(64, "rows a forward pass of a static model", low=1)
+    unseen_head: str = option(
+        "expert", "who answers for tasks.unseen: the head fine-tuned with the task's own expert (the authors' way), or one "
+        "trained on frozen features of the shared encoder", choices=("expert", "frozen"),
+    )  # fmt: skip
 
 
 @dataclass
@@ -153,3 +157,8 @@ class RunConfig:
         "write", "off: no cache; read: add nothing to it; write: read and add", choices=("off", "read", "write")
     )
     plugins: list[str] = option([], "modules to import that register components")
+
+    @property
+    def training_seed(self) -> int:
+        """The seed of fine-tuning, alone or jointly: ``experts.seed``, else ``seed``."""
+        return self.seed if self.experts.seed is None else self.experts.seed

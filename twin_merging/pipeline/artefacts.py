@@ -60,6 +60,11 @@ def tasks_of(stages: Stages) -> list[Task]:
     return [task_of(stages, name) for name in stages.names]
 
 
+def evaluated_of(stages: Stages) -> list[Task]:
+    """The merged tasks, then those that are unseen."""
+    return [task_of(stages, name) for name in stages.evaluated]
+
+
 def tokens_of(stages: Stages, task: Task, split: str) -> Tokens:
     return backbone_of(stages).tokenize(task.splits[split].texts)
 

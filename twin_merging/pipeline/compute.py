@@ -30,6 +30,7 @@ from twin_merging.pipeline.artefacts import (
     backbone_of,
     base_weights,
     encoder_with,
+    evaluated_of,
     exclusive_of,
     expert_weights,
     heads_of,
@@ -75,7 +76,7 @@ def expert(stages: Stages, name: str, folder: Path, scratch: Path) -> None:
     fine_tune = finetunings[stages.run.finetune.name].load()
     task = task_of(stages, name)
     refuse_test(f"epoch of {name}", [task], VALIDATION)
-    fine_tune(backbone_of(stages), task, stages.run.finetune, stages.run.seed, folder, scratch)
+    fine_tune(backbone_of(stages), task, stages.run.finetune, stages.run.training_seed, folder, scratch)
 
 
 def imported_expert(stages: Stages, name: str, source: Source, folder: Path, scratch: Path) -> None:
@@ -208,7 +209,7 @@ def router(stages: Stages, folder: Path, scratch: Path) -> None:
 
 def dynamic(stages: Stages, folder: Path, scratch: Path) -> None:
     """Features of test rows, each under its own merged weights."""
-    tasks, backbone = tasks_of(stages), backbone_of(stages)
+    tasks, backbone = evaluated_of(stages), backbone_of(stages)
     shared = encoder_with(stages, read_all(Checkpoint(stages.get(stages.shared).path(ENCODER))))
     model = inferences[stages.run.inference.name].load()(shared, exclusive_of(stages), stages.run.inference)
     weights = routing_weights(stages, tasks)

@@ -194,7 +194,7 @@ def joint(stages: Stages, folder: Path, scratch: Path) -> None:
     tasks = tasks_of(stages)
     refuse_test("epoch of multitask", tasks, VALIDATION)
     train = merge_methods["multitask"].load()
-    encoder, heads, choice = train(backbone_of(stages), tasks, stages.run.finetune, stages.run.seed, scratch)
+    encoder, heads, choice = train(backbone_of(stages), tasks, stages.run.finetune, stages.run.training_seed, scratch)
     checkpoints.save(encoder, folder / ENCODER)
     checkpoints.save({f"{task}.{name}": x for task, head in heads.items() for name, x in head.items()}, folder / HEADS)
     (folder / "choice.json").write_text(json.dumps(choice))

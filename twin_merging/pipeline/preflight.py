@@ -30,7 +30,7 @@ def check_inputs(jobs: list[RunConfig]) -> None:
         stages = Stages(run, Cache(Path(run.paths.cache), run.cache))
         if stages.run.device not in ("auto", "cpu"):
             _check_device(run.device)
-        for name in stages.names:
+        for name in stages.evaluated:
             needed = stages.task_source.assets(name)
             assets.fetch([asset for asset in needed if asset not in seen], stages.asset_folder)
             seen.update(needed)
@@ -38,7 +38,7 @@ def check_inputs(jobs: list[RunConfig]) -> None:
         _check_layer(run, layers_of(stages.backbone_source.folder))
         if stages.cache.find(stages.result) is None:
             _check_disk(stages)
-            for stage in (*map(stages.data, stages.names), stages.base, *_imported(stages)):
+            for stage in (*map(stages.data, stages.evaluated), stages.base, *_imported(stages)):
                 if stage.key not in seen and run.cache == "write":
                     stages.get(stage)
                 seen.add(stage.key)

@@ -13,11 +13,12 @@ from twin_merging import checkpoints
 from twin_merging.backbones.features import Features
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import evaluations
-from twin_merging.evaluation.heads import oracle_answers, routed_answers
+from twin_merging.evaluation.heads import Answer, oracle_answers, routed_answers
 from twin_merging.evaluation.scoring import REFERENCE, averages
 from twin_merging.pipeline.artefacts import (
     ENCODER,
     FEATURES,
+    evaluated_of,
     features_of,
     heads_of,
     routing_weights,
@@ -26,6 +27,7 @@ from twin_merging.pipeline.artefacts import (
 from twin_merging.pipeline.data_methods import answering_heads, bytes_of_heads
 from twin_merging.pipeline.stage import Stage, upstream
 from twin_merging.pipeline.stages import Stages
+from twin_merging.pipeline.unseen import unseen_heads, unseen_references
 from twin_merging.tasks.base import Task
 
 BEFORE_MERGING = ("data", "base", "expert")
@@ -33,26 +35,36 @@ BEFORE_MERGING = ("data", "base", "expert")
 
 def result(stages: Stages, folder: Path, scratch: Path) -> None:
     """The part of results.json that does not depend on when and where the job ran."""
-    tasks, heads, run = tasks_of(stages), heads_of(stages), stages.run
+    merged, heads, run = tasks_of(stages), heads_of(stages), stages.run
+    tasks = evaluated_of(stages)
+    unseen = tasks[len(merged) :]
     features: dict[str, Features] = {}
     for stage in stages.answered:
         features |= features_of(
             stages, stage, [task for task in tasks if stage.name != "encode" or task.name in _names_in(stages, stage)]
         )
     weights = routing_weights(stages, tasks) if stages.is_dynamic or run.evaluation.heads == "routed" else None
-    answering = answering_heads(stages, heads)
+    strange = unseen_heads(stages)
+    answering: dict[str, Answer] = {**answering_heads(stages, heads), **strange}
+    references = unseen_references(stages, unseen)
     score, entries = evaluations[run.evaluation.name].load(), {}
     for index, task in enumerate(tasks):
-        reference = features_of(stages, stages.encoded_by_expert(index), [task])[task.name]
+        if index < len(merged):
+            references[task.name] = features_of(stages, stages.encoded_by_expert(index), [task])[task.name]
+        reference = references.get(task.name)
         if run.evaluation.heads == "oracle":
             answers = oracle_answers(task, features[task.name], answering)
         else:
             assert weights is not None
-            answers = routed_answers(task, features[task.name], answering, weights[task.name].argmax(-1), tasks)
-        entries[task.name] = score(task, answers, oracle_answers(task, reference, heads))
+            answers = routed_answers(task, features[task.name], answering, weights[task.name].argmax(-1), merged)
+        entries[task.name] = score(
+            task, answers, None if reference is None else oracle_answers(task, reference, {**heads, **strange})
+        )
+        if task in unseen:
+            entries[task.name]["unseen"] = run.evaluation.unseen_head
     record = {
-        **averages(entries), "reference": REFERENCE, "tasks": entries, "bytes_stored": _bytes_stored(stages), "choices": _choices(stages),
-        "routing": None if weights is None else _routing(stages, tasks, weights),
+        **averages({task.name: entries[task.name] for task in merged}), "reference": REFERENCE, "tasks": entries, "bytes_stored": _bytes_stored(stages), "choices": _choices(stages),
+        "routing": None if weights is None else _routing(stages, merged, weights) | _unseen_routing(unseen, weights),
         "data": {task.name: task.provenance for task in tasks}, "checkpoints": _checkpoint_hashes(stages),
         **_costs(stages),
     }  # fmt: skip
@@ -136,3 +148,8 @@ def _routing(stages: Stages, tasks: list[Task], weights: Mapping[str, Tensor]) -
         "mean_weights": [weights[task.name].mean(0).tolist() for task in tasks],
         "dropped": stages.get(stages.dynamic).json("dynamic.json")["dropped"] if stages.is_dynamic else None,
     }  # fmt: skip
+
+
+def _unseen_routing(tasks: list[Task], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Mean weights of each expert on the test rows of tasks that have none."""
+    return {"unseen": {task.name: weights[task.name].mean(0).tolist() for task in tasks}} if tasks else {}

@@ -30,7 +30,8 @@ def read(stages: Stages, split: str) -> tuple[Stage, ...]:
     if layer < 0 or is_answered:
         return (stages.encoded_by_shared(split),)
     label = f"the {stages.shared.label} encoder, layer {layer}"
-    return (stages.encoded(stages.shared, split, stages.names, label, layer, for_router=True),)
+    names = stages.evaluated if split == TEST else stages.names
+    return (stages.encoded(stages.shared, split, names, label, layer, for_router=True),)
 
 
 def router(stages: Stages) -> Stage:

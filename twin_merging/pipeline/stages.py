@@ -20,7 +20,7 @@ from twin_merging.config import (
     task_sources,
 )
 from twin_merging.errors import unknown
-from twin_merging.pipeline import data_stages, routing_stages
+from twin_merging.pipeline import data_stages, routing_stages, unseen_stages
 from twin_merging.pipeline.cache import Artefact, Cache
 from twin_merging.pipeline.environment import resolve_precision
 from twin_merging.pipeline.labels import describe, label_of
@@ -55,7 +55,9 @@ class Stages:
         self.run, self.cache = run, cache
         self.asset_folder = assets.asset_folder(run.paths.assets)
         self.precision = resolve_precision(run.precision, run.device)
-        self.names = list(run.tasks.names)
+        self.unseen = list(run.tasks.unseen)
+        self.names = [name for name in run.tasks.names if name not in self.unseen]
+        self.evaluated = [*self.names, *self.unseen]
         self.method = run.merge_method
         self.is_twin = hasattr(self.method, "shared")
         self.is_surgery = hasattr(self.method, "merge")
@@ -67,7 +69,7 @@ class Stages:
     def task_source(self) -> Any:
         """The source of the tasks, which knows all the names asked for."""
         source = task_sources[self.run.tasks.name].load()(self.run.tasks, self.run.paths)
-        for name in self.names:
+        for name in self.evaluated:
             if name not in source.known():
                 raise unknown("tasks.names", name, source.known(), "task")
         return source
@@ -108,7 +110,7 @@ class Stages:
         component = finetunings[self.run.finetune.name]
         options = {
             "finetune": to_plain(self.run.finetune), "code": component.code_hash(), "max_length": self.run.backbone.max_length,
-            "precision": self.precision, "seed": self.run.seed,
+            "precision": self.precision, "seed": self.run.training_seed,
         }  # fmt: skip
         return Stage("expert", name, options, (self.base, self.data(name)), by("compute", "expert", self, name))
 
@@ -199,7 +201,8 @@ class Stages:
     def encoded_by_shared(self, split: str) -> Stage:
         """The shared encoder's features of all tasks."""
         layer = getattr(self.run.router, "layer", -1)
-        return self.encoded(self.shared, split, self.names, f"the {self.shared.label} encoder", layer)
+        names = self.evaluated if split == TEST else self.names
+        return self.encoded(self.shared, split, names, f"the {self.shared.label} encoder", layer)
 
     @cached_property
     def router(self) -> Stage:
@@ -223,7 +226,7 @@ class Stages:
             "inference": _determining(self.run.inference), "code": inferences[self.run.inference.name].code_hash(), "router": self.run.router.name, "precision": self.precision,
             "max_length": self.run.backbone.max_length, "layer": getattr(self.run.router, "layer", None),
         }  # fmt: skip
-        inputs = (self.shared, self.exclusive, *self.routing, *(self.data(name) for name in self.names))
+        inputs = (self.shared, self.exclusive, *self.routing, *(self.data(name) for name in self.evaluated))
         load = by("compute", "dynamic", self)
         return Stage("dynamic", "test rows, merged anew for each", options, inputs, load, version=2)
 
@@ -247,11 +250,11 @@ class Stages:
     def result(self) -> Stage:
         """Scores, bytes, routing and choices of the job."""
         references = [self.encoded_by_expert(index) for index in range(len(self.names))]
-        inputs = (*self.experts, *references, *self.answered, *self.routing, *self.learned)
+        inputs = (*self.experts, *references, *self.answered, *self.routing, *self.learned, *unseen_stages.needed(self))
         options = {
             "method": to_plain(self.method),
             "sparsifier": describe(self.run.sparsifier),
-            "evaluation": _determining(self.run.evaluation),
+            "evaluation": unseen_stages.determining(self, _determining(self.run.evaluation)),
             "code": evaluations[self.run.evaluation.name].code_hash(),
         }
         return Stage(
