@@ -37,6 +37,10 @@ class Tasks:
     rows: Rows = field(default_factory=Rows)
     limit: int | None = option(None, "rows of any split, at most: for a quick look", low=1)
     split_seed: int = option(0, "seed of the sampling and of the splits", low=0)
+    order: str = option(
+        "seeded", "of a split's rows: shuffled by seed with each class evenly spread, or as the source has them",
+        choices=("seeded", "source"),
+    )  # fmt: skip
 
 
 @dataclass
@@ -69,9 +73,15 @@ class LoraFineTuning(FullFineTuning):
 
 @dataclass
 class Experts:
-    """Where experts come from: fine-tuned here, or published checkpoints."""
+    """Where experts come from: fine-tuned here, or published checkpoints; and what they are known to score."""
 
-    source: str | None = option(None, "folder or hub name with {task} in it; null: fine-tune here")
+    source: str | None = option(None, "folder or hub name[@revision] with {task} in it; null: fine-tune here")
+    sources: dict[str, str] = option({}, "by task, a folder or hub name[@revision] that goes before source")
+    labels: dict[str, list[str]] = option(
+        {}, "by task, the class that each output of a published head stands for, where its config.json names none"
+    )
+    reference: dict[str, float] = option({}, "by task, the published score of its expert, in percent")
+    tolerance: float = option(2.0, "percent points that an expert may be off its reference without a warning", low=0)
 
 
 @dataclass
