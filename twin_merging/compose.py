@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from twin_merging.config import REGISTRIES, RunConfig
 from twin_merging.errors import UserError, nearest
 from twin_merging.registry import CONFIGS, load_plugins
+from twin_merging.settings import settled
 from twin_merging.validation import validate
 
 GROUPS = {*REGISTRIES, "exp", ""}
@@ -66,7 +67,7 @@ def plan(overrides: list[str], multirun: bool) -> Launch:
         else:
             arguments = _with_experiment_sweep(overrides, parsed, first)
             overrides_of_jobs = _expand(arguments, first)
-        jobs = [validate(_compose(job)) for job in overrides_of_jobs]
+        jobs = [validate(settled(_compose(job), job)) for job in overrides_of_jobs]
         folder = Path(first.hydra.sweep.dir if multirun else first.hydra.run.dir)
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     return Launch(jobs, overrides_of_jobs[0], folder, multirun, [*arguments, f"{key}={_quoted(str(folder))}"])

@@ -195,11 +195,14 @@ def _check_references(run: RunConfig) -> None:
             "an oracle router gives the true task, so routed heads would be oracle heads",
             key="evaluation.heads", found="routed with router=oracle", expected="oracle, or router=mlp",
         )  # fmt: skip
-    if run.experts.source is not None and len(names) > 1 and "{task}" not in run.experts.source:
+    by_pattern = [name for name in names if name not in run.experts.sources]
+    if run.experts.source is not None and len(by_pattern) > 1 and "{task}" not in run.experts.source:
         raise UserError(
             "one pattern has to name every expert",
             key="experts.source", found=run.experts.source, expected="a folder or hub name with {task} in it",
         )  # fmt: skip
+    if run.evaluation.excluded == "task":
+        _check_own_values(run)
     _check_expert(run.merge_method, "merge_method", names)
     for method, key in (
         (run.merge_method, "merge_method"),
@@ -251,6 +254,24 @@ def _check_unseen(run: RunConfig) -> list[str]:
             expected="a trained router",
         )  # fmt: skip
     return names
+
+
+def _check_own_values(run: RunConfig) -> None:
+    if run.evaluation.heads == "routed":
+        raise UserError(
+            "the true task's values are known with the true task's head only", key="evaluation.excluded",
+            found="task with evaluation.heads=routed", expected="pretrained",
+        )  # fmt: skip
+    if run.tasks.unseen:
+        raise UserError(
+            "the values of a task that is not merged are not known", key="evaluation.excluded", found="task with tasks.unseen",
+            expected="pretrained",
+        )  # fmt: skip
+    if run.merge_method.name == "surgery":
+        raise UserError(
+            "adapters are learned on one encoder for all tasks", key="evaluation.excluded",
+            found="task with merge_method=surgery", expected="pretrained",
+        )  # fmt: skip
 
 
 def _check_tfidf(run: RunConfig) -> None:

@@ -19,8 +19,15 @@ class MlpRouter:
     lr: float = option(5e-4, "Adam learning rate", low=TINY, high=1)
     batch_size: int = option(64, "rows a step", low=2)
     dropout: float = option(0.5, "dropout between the layers", low=0, high=1)
-    rows: int | None = option(1000, "validation rows a task, at most", low=10)
+    source: str = option(
+        "validation", "rows it is trained on: held out from training, or those that the experts were trained on",
+        choices=("validation", "train"),
+    )  # fmt: skip
+    rows: int | None = option(1000, "of those rows, at most so many a task", low=10)
     holdout: float = option(0.2, "share of those rows kept for choosing epoch and temperature", low=0.05, high=0.5)
+    selection: str = option(
+        "holdout", "epoch that is kept: the likeliest on those rows, or the last", choices=("holdout", "last")
+    )
     layer: int = option(
         -1,
         "layer whose mean token states it reads: -1 the last (the paper's); 0 the embeddings, which runs no block",
@@ -38,7 +45,11 @@ class TfidfRouter:
     grid: list[float] = option(
         [1.0, 10.0, 100.0, 1000.0], "C, inverse strength of the L2 penalty, to choose from on the holdout", low=TINY
     )
-    rows: int | None = option(1000, "validation rows a task, at most", low=10)
+    source: str = option(
+        "validation", "rows it is trained on: held out from training, or those that the experts were trained on",
+        choices=("validation", "train"),
+    )  # fmt: skip
+    rows: int | None = option(1000, "of those rows, at most so many a task", low=10)
     holdout: float = option(0.2, "share of those rows kept for choosing C and temperature", low=0.05, high=0.5)
     temperature: float | None = option(None, "softmax temperature; null: calibrate on the holdout", low=TINY, high=100)
 
@@ -97,6 +108,10 @@ class Scores:
         "expert", "who answers for tasks.unseen: the head fine-tuned with the task's own expert (the authors' way), or one "
         "trained on frozen features of the shared encoder", choices=("expert", "frozen"),
     )  # fmt: skip
+    excluded: str = option(
+        "pretrained", "whose values parameters that do not merge have: θ₀'s, or the true task's expert's, which leaks the task",
+        choices=("pretrained", "task"),
+    )  # fmt: skip
 
 
 @dataclass
@@ -118,6 +133,9 @@ class Paths:
     cache: str = option("outputs/cache", "stages' artefacts")
     assets: str | None = option(None, "offline models and data; null: the user's cache folder")
     data: str | None = option(None, "a local mirror of datasets")
+    mirror: str | None = option(
+        None, "what scripts/mirror.py fetched: models, assets and rows come from it, without network"
+    )
 
 
 routers.add("mlp", MlpRouter, "twin_merging.routers.mlp:MlpRouter")

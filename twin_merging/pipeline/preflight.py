@@ -9,7 +9,8 @@ from pathlib import Path
 from twin_merging import assets
 from twin_merging.backbones.sources import checkpoint_bytes, largest_rank, layers_of
 from twin_merging.config import RunConfig
-from twin_merging.errors import UserError
+from twin_merging.errors import UserError, unknown
+from twin_merging.experts.published import source_of
 from twin_merging.pipeline.cache import Cache
 from twin_merging.pipeline.data_stages import check_classes
 from twin_merging.pipeline.stages import ENCODER, Stages
@@ -50,7 +51,13 @@ def check_inputs(jobs: list[RunConfig]) -> None:
 
 
 def _imported(stages: Stages) -> list:
-    return stages.experts if stages.run.experts.source is not None else []
+    """Experts that are not trained here."""
+    experts = stages.run.experts
+    for key in ("sources", "labels", "reference"):
+        for name in getattr(experts, key):
+            if name not in stages.task_source.known():
+                raise unknown(f"experts.{key}", name, stages.task_source.known(), "task")
+    return [stages.expert(name) for name in stages.names if source_of(experts, name) is not None]
 
 
 def _check_parameters(stages: Stages) -> None:

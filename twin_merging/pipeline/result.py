@@ -141,7 +141,7 @@ def _routing(stages: Stages, tasks: list[Task], weights: Mapping[str, Tensor]) -
     top = [weights[task.name].argmax(-1).bincount(minlength=len(tasks)) for task in tasks]
     right = sum(int(counts[index]) for index, counts in enumerate(top))
     return {
-        "router": stages.run.router.name, "task_names": [task.name for task in tasks],
+        "router": stages.run.router.name, "trained_on": getattr(stages.run.router, "source", None), "task_names": [task.name for task in tasks],
         "accuracy": right / sum(int(counts.sum()) for counts in top),
         "holdout_accuracy": report.get("holdout_accuracy"), "temperature": report.get("temperature"),
         "train_rows": report.get("train_rows"), "confusion": [counts.tolist() for counts in top],

@@ -16,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from twin_merging.config import RunConfig, trackers
 from twin_merging.errors import UserError
+from twin_merging.evaluation.expert_scores import compare, warnings
+from twin_merging.evaluation.leaks import leaks
 from twin_merging.pipeline.cache import Cache, full_disk_explained
 from twin_merging.pipeline.environment import git_commit, package_versions
 from twin_merging.pipeline.stage import upstream
@@ -23,6 +25,7 @@ from twin_merging.pipeline.stages import Stages
 from twin_merging.progress import format_seconds
 from twin_merging.registry import load_plugins
 from twin_merging.reporting.results import SCHEMA_VERSION, write, write_failure
+from twin_merging.settings import settled
 from twin_merging.trackers import redact
 from twin_merging.validation import to_plain, validate
 
@@ -41,7 +44,7 @@ def run_job(cfg: DictConfig) -> None:
     label = ", ".join(hydra.overrides.task) or "default"
     try:
         load_plugins(list(cfg.get("plugins") or []))
-        run = validate(cfg)
+        run = validate(settled(cfg, hydra.overrides.task))
         OmegaConf.save(OmegaConf.create(to_plain(run)), folder / "config.yaml")
         label = execute(run, folder, list(hydra.overrides.task))
     except Exception as error:  # whatever it is, the other jobs go on
@@ -77,6 +80,10 @@ def execute(run: RunConfig, folder: Path, overrides: list[str]) -> str:
     with full_disk_explained(folder, "paths.outputs"):
         write(folder, results)
         _track(run, results, folder)
+    for sentence in warnings(results["experts"], run.experts.tolerance):
+        log.warning("  %s", sentence)
+    for sentence in results["leaks"]:
+        log.warning("  warning: %s", sentence)
     average = record["average_normalized"]
     shown = "undefined" if average is None else f"{average:.2f}"
     log.info("  average normalized %s   (%s)", shown, format_seconds(time.perf_counter() - start))
@@ -107,6 +114,7 @@ def _results(run: RunConfig, stages: Stages, record: dict[str, Any], overrides: 
         "reference": record["reference"], "bytes_stored": record["bytes_stored"], "seconds": record["seconds"],
         "peak_memory": record["peak_memory"], "offline_suite": run.tasks.name == "offline_text",
         "tasks": record["tasks"], "routing": record["routing"], "choices": record["choices"],
+        "experts": compare(record["tasks"], run.experts.reference, run.experts.tolerance), "leaks": leaks(run),
         "stages": [{**stage, "cached": stage["key"] not in computed_now} for stage in record["stages"]],
         "provenance": {
             "config": redact(to_plain(run)), "overrides": redact(overrides), "versions": package_versions(),
