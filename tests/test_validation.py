@@ -55,7 +55,7 @@ def test_a_plain_tree_has_every_value(composed):
     plain = to_plain(validate(composed))
     assert plain["merge_method"] == {
         "name": "twin",
-        "shared": {"name": "task_arithmetic", "scaling": 0.3, "grid": None},
+        "shared": {"name": "task_arithmetic", "scaling": 0.3, "grid": None, "gamma": None},
     }
     assert plain["tasks"]["rows"] == {"train": None, "validation": None, "test": None}
     assert plain["seed"] == 0

@@ -22,11 +22,11 @@ from twin_merging.config import (
 )
 from twin_merging.errors import unknown
 from twin_merging.experts.published import located, source_of
+from twin_merging.merging.method import can_draw
 from twin_merging.mirror.folder import ASSETS
 from twin_merging.pipeline import data_stages, routing_stages, unseen_stages
 from twin_merging.pipeline.cache import Artefact, Cache
 from twin_merging.pipeline.environment import resolve_precision
-from twin_merging.merging.method import can_draw
 from twin_merging.pipeline.labels import describe, label_of
 from twin_merging.pipeline.stage import Stage, by
 from twin_merging.tasks.base import TEST
