@@ -35,6 +35,7 @@ class Tasks:
     name: str = "offline_text"
     names: list[str] = option([], "which tasks, in this order")
     rows: Rows = field(default_factory=Rows)
+    train_rows: dict[str, int] | None = option(None, "by task, in place of rows.train", low=1)
     limit: int | None = option(None, "rows of any split, at most: for a quick look", low=1)
     split_seed: int = option(0, "seed of the sampling and of the splits", low=0)
     order: str = option(
@@ -76,11 +77,11 @@ class Experts:
     """Where experts come from: fine-tuned here, or published checkpoints; and what they are known to score."""
 
     source: str | None = option(None, "folder or hub name[@revision] with {task} in it; null: fine-tune here")
-    sources: dict[str, str] = option({}, "by task, a folder or hub name[@revision] that goes before source")
-    labels: dict[str, list[str]] = option(
-        {}, "by task, the class that each output of a published head stands for, where its config.json names none"
+    sources: dict[str, str] | None = option(None, "by task, a folder or hub name[@revision] that goes before source")
+    labels: dict[str, list[str]] | None = option(
+        None, "by task, the class that each output of a published head stands for, where its config.json names none"
     )
-    reference: dict[str, float] = option({}, "by task, the published score of its expert, in percent")
+    reference: dict[str, float] | None = option(None, "by task, the published score of its expert, in percent")
     tolerance: float = option(2.0, "percent points that an expert may be off its reference without a warning", low=0)
 
 
