@@ -144,7 +144,10 @@ def _check_ranges(options: Any, key: str) -> None:
         if dataclasses.is_dataclass(value):
             _check_ranges(value, name)
             continue
-        for item in value if isinstance(value, (list, ListConfig)) else [value]:
+        items = (
+            value.values() if isinstance(value, dict) else value if isinstance(value, (list, ListConfig)) else [value]
+        )
+        for item in items:
             _check_value(item, name, field.metadata)
 
 
@@ -195,7 +198,7 @@ def _check_references(run: RunConfig) -> None:
             "an oracle router gives the true task, so routed heads would be oracle heads",
             key="evaluation.heads", found="routed with router=oracle", expected="oracle, or router=mlp",
         )  # fmt: skip
-    by_pattern = [name for name in names if name not in run.experts.sources]
+    by_pattern = [name for name in names if name not in (run.experts.sources or {})]
     if run.experts.source is not None and len(by_pattern) > 1 and "{task}" not in run.experts.source:
         raise UserError(
             "one pattern has to name every expert",

@@ -35,6 +35,7 @@ class Tasks:
     name: str = "offline_text"
     names: list[str] = option([], "which tasks, in this order")
     rows: Rows = field(default_factory=Rows)
+    train_rows: dict[str, int] | None = option(None, "by task, in place of rows.train", low=1)
     limit: int | None = option(None, "rows of any split, at most: for a quick look", low=1)
     split_seed: int = option(0, "seed of the sampling and of the splits", low=0)
     unseen: list[str] = option([], "tasks that are evaluated though no expert of theirs is merged or routed to")
@@ -80,11 +81,11 @@ class Experts:
     seed: int | None = option(
         None, "seed of fine-tuning; null: seed. With one given, seed repeats merging and routing alone", low=0, high=2**32 - 1
     )  # fmt: skip
-    sources: dict[str, str] = option({}, "by task, a folder or hub name[@revision] that goes before source")
-    labels: dict[str, list[str]] = option(
-        {}, "by task, the class that each output of a published head stands for, where its config.json names none"
+    sources: dict[str, str] | None = option(None, "by task, a folder or hub name[@revision] that goes before source")
+    labels: dict[str, list[str]] | None = option(
+        None, "by task, the class that each output of a published head stands for, where its config.json names none"
     )
-    reference: dict[str, float] = option({}, "by task, the published score of its expert, in percent")
+    reference: dict[str, float] | None = option(None, "by task, the published score of its expert, in percent")
     tolerance: float = option(2.0, "percent points that an expert may be off its reference without a warning", low=0)
 
 

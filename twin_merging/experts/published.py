@@ -20,7 +20,7 @@ UNNAMED = re.compile(r"(label_?)?\d+")
 
 def source_of(experts: Experts, task: str) -> str | None:
     """The folder or hub name of a task's expert, from ``sources``, else by the pattern; None if it is trained here."""
-    pattern = experts.sources.get(task, experts.source)
+    pattern = (experts.sources or {}).get(task, experts.source)
     return None if pattern is None else pattern.replace("{task}", task)
 
 

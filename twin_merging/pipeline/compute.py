@@ -60,9 +60,8 @@ def data(stages: Stages, name: str, folder: Path, scratch: Path) -> None:
     raw = stages.task_source.load(name)
     if raw.metric not in metrics:
         raise unknown(f"metric of task {name}", raw.metric, metrics, "metric")
-    prepare(
-        raw, stages.run.tasks.rows, stages.run.tasks.limit, stages.run.tasks.split_seed, stages.run.tasks.order
-    ).save(folder)
+    tasks = stages.run.tasks
+    prepare(raw, stages.rows(name), tasks.limit, tasks.split_seed, tasks.order).save(folder)
 
 
 def base(stages: Stages, folder: Path, scratch: Path) -> None:
@@ -99,7 +98,7 @@ def imported_expert(stages: Stages, name: str, source: Source, folder: Path, scr
     encoder = backbone.encoder(model).state_dict()
     checkpoints.check(encoder, read_all(base_weights(stages)), str(source.folder))
     backbone.check_head_reads_first_token(model)
-    given = stages.run.experts.labels.get(name)
+    given = (stages.run.experts.labels or {}).get(name)
     outputs = class_outputs(read_config(source.folder), task, given, str(source.folder))
     reorder_outputs(model, outputs["order"])
     save_expert(backbone, model, task, {"source": source.identity, "outputs": outputs}, folder)

@@ -35,6 +35,7 @@ def check_inputs(jobs: list[RunConfig]) -> None:
             needed = stages.task_source.assets(name)
             assets.fetch([asset for asset in needed if asset not in seen], stages.asset_folder)
             seen.update(needed)
+        _check_names(stages)
         _check_rank(run, largest_rank(stages.backbone_source.folder))
         _check_layer(run, layers_of(stages.backbone_source.folder))
         if stages.cache.find(stages.result) is None:
@@ -52,12 +53,17 @@ def check_inputs(jobs: list[RunConfig]) -> None:
 
 def _imported(stages: Stages) -> list:
     """Experts that are not trained here."""
-    experts = stages.run.experts
-    for key in ("sources", "labels", "reference"):
-        for name in getattr(experts, key):
-            if name not in stages.task_source.known():
-                raise unknown(f"experts.{key}", name, stages.task_source.known(), "task")
-    return [stages.expert(name) for name in stages.names if source_of(experts, name) is not None]
+    return [stages.expert(name) for name in stages.names if source_of(stages.run.experts, name) is not None]
+
+
+def _check_names(stages: Stages) -> None:
+    """Raise a UserError if a key that is set by task names one that there is not. Tasks that are left out may be named."""
+    known = stages.task_source.known()
+    by_task = {f"experts.{key}": getattr(stages.run.experts, key) for key in ("sources", "labels", "reference")}
+    for key, given in {**by_task, "tasks.train_rows": stages.run.tasks.train_rows}.items():
+        for name in given or {}:
+            if name not in known:
+                raise unknown(key, name, known, "task")
 
 
 def _check_parameters(stages: Stages) -> None:

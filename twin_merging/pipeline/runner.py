@@ -114,7 +114,7 @@ def _results(run: RunConfig, stages: Stages, record: dict[str, Any], overrides: 
         "reference": record["reference"], "bytes_stored": record["bytes_stored"], "seconds": record["seconds"],
         "peak_memory": record["peak_memory"], "offline_suite": run.tasks.name == "offline_text",
         "tasks": record["tasks"], "routing": record["routing"], "choices": record["choices"],
-        "experts": compare(record["tasks"], run.experts.reference, run.experts.tolerance), "leaks": leaks(run),
+        "experts": compare(record["tasks"], run.experts.reference or {}, run.experts.tolerance), "leaks": leaks(run),
         "stages": [{**stage, "cached": stage["key"] not in computed_now} for stage in record["stages"]],
         "provenance": {
             "config": redact(to_plain(run)), "overrides": redact(overrides), "versions": package_versions(),

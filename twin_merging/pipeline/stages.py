@@ -10,6 +10,7 @@ from typing import Any
 from twin_merging import assets
 from twin_merging.backbones.sources import Source, locate
 from twin_merging.config import (
+    Rows,
     RunConfig,
     Svd,
     backbones,
@@ -88,10 +89,15 @@ class Stages:
     def data(self, name: str) -> Stage:
         """A task's three splits."""
         options = {
-            "source": self.task_source.identity(name), "code": task_sources[self.run.tasks.name].code_hash(), "name": name, "rows": to_plain(self.run.tasks.rows),
+            "source": self.task_source.identity(name), "code": task_sources[self.run.tasks.name].code_hash(), "name": name, "rows": to_plain(self.rows(name)),
             "limit": self.run.tasks.limit, "seed": self.run.tasks.split_seed, "order": self.run.tasks.order,
         }  # fmt: skip
         return Stage("data", name, options, (), by("compute", "data", self, name))
+
+    def rows(self, name: str) -> Rows:
+        """How many rows of each split a task has at most."""
+        tasks = self.run.tasks
+        return replace(tasks.rows, train=(tasks.train_rows or {}).get(name, tasks.rows.train))
 
     @cached_property
     def base(self) -> Stage:
@@ -108,7 +114,7 @@ class Stages:
         if (where := source_of(self.run.experts, name)) is not None:
             source = located(where, self.asset_folder, f"experts.source of {name}", self.mirror)
             inputs = (self.base, self.data(name))
-            options: Any = {"source": source.identity, "labels": self.run.experts.labels.get(name)}
+            options: Any = {"source": source.identity, "labels": (self.run.experts.labels or {}).get(name)}
             load = by("compute", "imported_expert", self, name, source)
             return Stage("expert", f"{name} from {where}", options, inputs, load, version=2)
         component = finetunings[self.run.finetune.name]
