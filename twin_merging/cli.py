@@ -69,18 +69,62 @@ def _run(launch: Any, flags: list[str]) -> int:
     from twin_merging.pipeline.runner import configure_logging
 
     configure_logging()
-    if launch.folder.exists() and any(launch.folder.rglob("results.json")):
+    resume = launch.jobs[0].sweep.resume
+    if resume and not launch.names:
+        raise UserError(
+            "only a sweep whose jobs are known before it starts can be resumed", key="sweep.resume", found="true",
+            hint="hydra/sweeper=basic with several jobs" if launch.multirun else "add -m (--multirun)",
+        )  # fmt: skip
+    if not resume and launch.folder.exists() and any(launch.folder.rglob("results.json")):
         key = "hydra.sweep.dir" if launch.multirun else "hydra.run.dir"
-        raise UserError("this folder has results already and they are never overwritten", key=key, found=launch.folder)
-    _describe(launch)
-    check_inputs(launch.jobs)
+        raise UserError(
+            "this folder has results already and they are never overwritten", key=key, found=launch.folder,
+            hint="sweep.resume=true goes on with the same sweep" if launch.names else None,
+        )  # fmt: skip
+    _describe(launch, "" if resume else f" in {launch.folder}")
+    keys = check_inputs(launch.jobs)
     with full_disk_explained(launch.folder, "paths.outputs"):
+        if launch.names:
+            return _sweep(launch, flags, keys, resume)
         _hydra([*flags, *(["--multirun"] if launch.multirun else [])], launch.overrides)
         return _report(launch)
 
 
-def _hydra(flags: list[str], overrides: list[str]) -> int:
-    """Hand over to Hydra, which composes each job anew and gives it to its launcher."""
+def _sweep(launch: Any, flags: list[str], keys: list[str], resume: bool) -> int:
+    """Run those jobs of a sweep that are not done, and report on all."""
+    import logging
+
+    from twin_merging.compose import quoted
+    from twin_merging.pipeline.sweep import Job, job_identity, opened, unfinished
+
+    log = logging.getLogger("twin_merging")
+    given = zip(launch.names, launch.batch, launch.jobs, keys, strict=True)
+    jobs = [Job(name, tuple(overrides), job_identity(run, key)) for name, overrides, run, key in given]
+    if not resume and not launch.folder_given and (begun := unfinished(launch.folder, jobs)):
+        log.info("the same sweep was begun in %s: sweep.resume=true goes on with it", begun)
+    with opened(launch.folder, jobs, resume=resume, search=not launch.folder_given) as sweep:
+        launch.folder = sweep.folder
+        batch = [[*job.overrides, f"hydra.sweep.subdir={quoted(job.name)}"] for job in sweep.pending]
+        if batch:
+            try:
+                _hydra([*flags, "--multirun"], launch.overrides, batch)
+            except UserError:
+                raise
+            except Exception as error:  # a launcher's worker was killed, say: what is done is done
+                if os.environ.get("TWIN_FULL_ERROR"):
+                    raise
+                log.error("the launcher stopped: %s: %s", type(error).__name__, error)
+        sweep.note_missing()
+        return _report(launch)
+
+
+def _hydra(flags: list[str], overrides: list[str], batch: list[list[str]] | None = None) -> int:
+    """Hand over to Hydra, which composes each job anew and gives it to its launcher.
+
+    Args:
+        batch: each job's overrides, where they are not to be made from ``overrides``.
+    """
+    from contextlib import ExitStack
     from unittest.mock import patch
 
     import hydra
@@ -90,15 +134,20 @@ def _hydra(flags: list[str], overrides: list[str]) -> int:
 
     sys.argv = [sys.argv[0], *flags, *overrides]
     try:
-        # The sweeper would compose each job once more only to see that it composes, which ``plan`` has seen.
-        with patch.object(BasicSweeper, "validate_batch_is_legal"):
+        with ExitStack() as patches:
+            # The sweeper would compose each job once more only to see that it composes, which ``plan`` has seen.
+            patches.enter_context(patch.object(BasicSweeper, "validate_batch_is_legal"))
+            if batch is not None:
+                split = BasicSweeper.split_overrides_to_chunks
+                jobs = staticmethod(lambda overrides, most: list(split(batch, most)))
+                patches.enter_context(patch.object(BasicSweeper, "split_arguments", jobs))
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(run_job)()
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
 
 
-def _describe(launch: Any) -> None:
+def _describe(launch: Any, where: str) -> None:
     """Print the configuration, a line a group; each job's own is saved as config.yaml in its folder."""
     import logging
 
@@ -106,7 +155,7 @@ def _describe(launch: Any) -> None:
 
     log, first = logging.getLogger("twin_merging"), to_plain(launch.jobs[0])
     plural = f"{len(launch.jobs)} jobs" if len(launch.jobs) > 1 else "1 job"
-    log.info("%s: %s in %s", first["exp"], plural, launch.folder)
+    log.info("%s: %s%s", first["exp"], plural, where)
     for key in first:
         values = [to_plain(job)[key] for job in launch.jobs]
         different = list(dict.fromkeys(_short(each) for each in values))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -13,11 +13,12 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from twin_merging.config import REGISTRIES, RunConfig
 from twin_merging.errors import UserError, nearest
+from twin_merging.job_names import job_names
 from twin_merging.registry import CONFIGS, load_plugins
 from twin_merging.settings import settled
 from twin_merging.validation import validate
@@ -29,14 +30,24 @@ GROUPS = {*REGISTRIES, "exp", ""}
 class Launch:
     """What a command line asks for: its jobs, checked, and the arguments that make Hydra run exactly those.
 
-    ``first`` are the arguments of the first job alone.
+    ``first`` are the arguments of the first job alone. Of a sweep whose jobs are known before it starts, ``names`` are
+    their folders in ``folder`` and ``batch`` their arguments.
     """
 
     jobs: list[RunConfig]
     first: list[str]
     folder: Path
     multirun: bool
-    overrides: list[str]
+    arguments: list[str]
+    folder_given: bool
+    names: list[str] = field(default_factory=list)
+    batch: list[list[str]] = field(default_factory=list)
+
+    @property
+    def overrides(self) -> list[str]:
+        """All arguments, with the folder."""
+        key = "hydra.sweep.dir" if self.multirun else "hydra.run.dir"
+        return [*self.arguments, f"{key}={quoted(str(self.folder))}"]
 
 
 def register_resolvers() -> None:
@@ -67,10 +78,16 @@ def plan(overrides: list[str], multirun: bool) -> Launch:
         else:
             arguments = _with_experiment_sweep(overrides, parsed, first)
             overrides_of_jobs = _expand(arguments, first)
-        jobs = [validate(settled(_compose(job), job)) for job in overrides_of_jobs]
+        composed = [_compose(job) for job in overrides_of_jobs]
+        jobs = [validate(settled(cfg, job)) for cfg, job in zip(composed, overrides_of_jobs, strict=True)]
         folder = Path(first.hydra.sweep.dir if multirun else first.hydra.run.dir)
-    key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
-    return Launch(jobs, overrides_of_jobs[0], folder, multirun, [*arguments, f"{key}={_quoted(str(folder))}"])
+        given = {str(override.key_or_group) for override in parsed}
+        launch = Launch(jobs, overrides_of_jobs[0], folder, multirun, arguments, "hydra.sweep.dir" in given)
+        if multirun and _is_basic(first):
+            launch.batch = [[text for text in job if not _is_hydras(text)] for job in overrides_of_jobs]
+            own = "hydra.sweep.subdir" in given
+            launch.names = _subfolders(composed) if own else job_names(launch.batch)
+    return launch
 
 
 def compose_each(jobs: list[list[str]]) -> list[RunConfig]:
@@ -82,7 +99,7 @@ def compose_each(jobs: list[list[str]]) -> list[RunConfig]:
     register_resolvers()
     with _composer():
         load_plugins(sorted({name for job in jobs for name in _plugins(job)}))
-        return [validate(_compose(job)) for job in jobs]
+        return [validate(settled(_compose(job), job)) for job in jobs]
 
 
 def cache_folder(overrides: list[str]) -> Path:
@@ -148,7 +165,7 @@ def _with_experiment_sweep(overrides: list[str], parsed: list[Override], cfg: Di
 
 def _expand(arguments: list[str], cfg: DictConfig) -> list[list[str]]:
     """Each job's overrides as Hydra's basic sweeper makes them; other sweepers choose theirs as they go."""
-    if not str(cfg.hydra.sweeper._target_).endswith("BasicSweeper"):
+    if not _is_basic(cfg):
         return [
             [
                 text
@@ -157,8 +174,36 @@ def _expand(arguments: list[str], cfg: DictConfig) -> list[list[str]]:
             ]
         ]
     parsed = [override for override in _parse(arguments) if not str(override.key_or_group).startswith("hydra.")]
-    hydra_only = [text for text in arguments if text.lstrip("+~").startswith("hydra")]
+    hydra_only = [text for text in arguments if _is_hydras(text)]
     return [job + hydra_only for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+
+
+def _is_basic(cfg: DictConfig) -> bool:
+    return str(cfg.hydra.sweeper._target_).endswith("BasicSweeper")
+
+
+def _is_hydras(text: str) -> bool:
+    return text.lstrip("+~").startswith(("hydra.", "hydra/"))
+
+
+def _subfolders(jobs: list[DictConfig]) -> list[str]:
+    """The jobs' folders by the user's own pattern.
+
+    Raises:
+        UserError: if two jobs would share one.
+    """
+    names: list[str] = []
+    for number, cfg in enumerate(jobs):
+        with flag_override(cfg, ["struct", "readonly"], False):
+            cfg.hydra.job.num = cfg.hydra.job.id = number
+        name = str(cfg.hydra.sweep.subdir)
+        if name in names:
+            raise UserError(
+                "two jobs of a sweep would share a folder", key="hydra.sweep.subdir", found=name,
+                expected="a pattern that names each job apart", hint="leave it out: folders are named by what differs",
+            )  # fmt: skip
+        names.append(name)
+    return names
 
 
 def _compose(overrides: list[str]) -> DictConfig:
@@ -214,5 +259,6 @@ def _unknown_key(key: str, override: Override, cfg: DictConfig, error: Exception
     )  # fmt: skip
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A value as an override needs it."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -17,6 +17,7 @@ from twin_merging.config import (
     Parameters,
     RunConfig,
     Svd,
+    Sweep,
     TfidfRouter,
     bytes_of,
     merge_methods,
@@ -50,6 +51,7 @@ def validate(cfg: DictConfig) -> RunConfig:
     rest = {
         "experts": typed(Experts, cfg.get("experts"), "experts"),
         "parameters": typed(Parameters, cfg.get("parameters"), "parameters"),
+        "sweep": typed(Sweep, cfg.get("sweep"), "sweep"),
     }
     scalars = {key: cfg[key] for key in known if key in cfg and key not in groups and key not in rest}
     checked = OmegaConf.to_object(_merged(RunConfig, {**dict.fromkeys(groups), **scalars}, ""))

@@ -49,12 +49,12 @@ class Outcome:
         return [line for line in self.text.splitlines() if all(word in line for word in words)]
 
 
-def start(*arguments: object, folder: Path, env: dict[str, str] | None = None) -> subprocess.Popen:
-    """Start ``python run.py`` with ``folder`` as the current one."""
+def start(*arguments: object, folder: Path, env: dict[str, str] | None = None, group: bool = False) -> subprocess.Popen:
+    """Start ``python run.py`` with ``folder`` as the current one; with ``group`` as the leader of a process group."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), *map(str, arguments)], cwd=folder, text=True,
         env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-        preexec_fn=_listen_to_interrupts,
+        preexec_fn=_listen_to_interrupts, start_new_session=group,
     )  # fmt: skip
 
 
@@ -139,6 +139,13 @@ def numbers(result: dict[str, Any]) -> dict[str, Any]:
         key: result[key]
         for key in ("tasks", "average_normalized", "average_raw", "bytes_stored", "routing", "choices", "label")
     }
+
+
+def lasting(result: dict[str, Any]) -> dict[str, Any]:
+    """All of results.json but what is of one time: seconds, memory, and what was in the cache already."""
+    once = ("seconds", "peak_memory", "cached")
+    stages = [{key: value for key, value in stage.items() if key not in once} for stage in result["stages"]]
+    return {key: value for key, value in result.items() if key not in once} | {"stages": stages}
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, str]]:

@@ -138,6 +138,13 @@ class Paths:
     )
 
 
+@dataclass
+class Sweep:
+    """What a sweep does with an earlier one of the same jobs."""
+
+    resume: bool = option(False, "go on with the sweep of the same jobs that was begun: what is done there is skipped")
+
+
 routers.add("mlp", MlpRouter, "twin_merging.routers.mlp:MlpRouter")
 routers.add("tfidf", TfidfRouter, "twin_merging.routers.tfidf:TfidfRouter")
 routers.add("oracle", OracleRouter, "twin_merging.routers.oracle:oracle_weights")
@@ -167,6 +174,7 @@ class RunConfig:
     paths: Any
     experts: Experts = field(default_factory=Experts)
     parameters: Parameters = field(default_factory=Parameters)
+    sweep: Sweep = field(default_factory=Sweep)
     exp: str = option("custom", "name of the experiment: the folder under outputs/")
     seed: int = option(0, "seed of training, merging and routing", low=0, high=2**32 - 1)
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")

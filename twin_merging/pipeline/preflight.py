@@ -18,13 +18,17 @@ from twin_merging.pipeline.stages import ENCODER, Stages
 TRAINING_COPIES = 9  # the best, the last and the next checkpoint, each with two optimizer states
 
 
-def check_inputs(jobs: list[RunConfig]) -> None:
+def check_inputs(jobs: list[RunConfig]) -> list[str]:
     """Fetch what is missing and prepare the data of all jobs, so that bad input is found before the first expert.
+
+    Returns:
+        The key of each job's result.
 
     Raises:
         UserError: for the first thing that would make a job fail.
     """
     seen: set[str] = set()
+    keys = []
     for run in jobs:
         for key, folder in (("paths.outputs", run.paths.outputs), ("paths.cache", run.paths.cache)):
             _check_writable(key, Path(folder))
@@ -38,6 +42,7 @@ def check_inputs(jobs: list[RunConfig]) -> None:
         _check_names(stages)
         _check_rank(run, largest_rank(stages.backbone_source.folder))
         _check_layer(run, layers_of(stages.backbone_source.folder))
+        keys.append(stages.result.key)
         if stages.cache.find(stages.result) is None:
             _check_disk(stages)
             for stage in (*map(stages.data, stages.evaluated), stages.base, *_imported(stages)):
@@ -49,6 +54,7 @@ def check_inputs(jobs: list[RunConfig]) -> None:
                 if stages.is_twin:
                     _check_budget(stages)
                 _check_tasks(stages)
+    return keys
 
 
 def _imported(stages: Stages) -> list:

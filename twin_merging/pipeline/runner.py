@@ -22,6 +22,7 @@ from twin_merging.pipeline.cache import Cache, full_disk_explained
 from twin_merging.pipeline.environment import git_commit, package_versions
 from twin_merging.pipeline.stage import upstream
 from twin_merging.pipeline.stages import Stages
+from twin_merging.pipeline.sweep import is_of_sweep, job_identity, turn
 from twin_merging.progress import format_seconds
 from twin_merging.registry import load_plugins
 from twin_merging.reporting.results import SCHEMA_VERSION, write, write_failure
@@ -38,15 +39,21 @@ def run_job(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     configure_logging()
+    with turn(folder) as still_to_do:
+        if still_to_do:
+            _run_in(folder, cfg, list(hydra.overrides.task))
+
+
+def _run_in(folder: Path, cfg: DictConfig, overrides: list[str]) -> None:
     to_file = logging.FileHandler(folder / "run.log")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(to_file)
-    label = ", ".join(hydra.overrides.task) or "default"
+    label = folder.name if is_of_sweep(folder) else ", ".join(overrides) or "default"
     try:
         load_plugins(list(cfg.get("plugins") or []))
         run = validate(settled(cfg, hydra.overrides.task))
         OmegaConf.save(OmegaConf.create(to_plain(run)), folder / "config.yaml")
-        label = execute(run, folder, list(hydra.overrides.task))
+        label = execute(run, folder, overrides)
     except Exception as error:  # whatever it is, the other jobs go on
         kind = "user" if isinstance(error, UserError) else "crash"
         message = str(error) if kind == "user" else f"{type(error).__name__}: {error}"
@@ -117,7 +124,7 @@ def _results(run: RunConfig, stages: Stages, record: dict[str, Any], overrides: 
         "experts": compare(record["tasks"], run.experts.reference or {}, run.experts.tolerance), "leaks": leaks(run),
         "stages": [{**stage, "cached": stage["key"] not in computed_now} for stage in record["stages"]],
         "provenance": {
-            "config": redact(to_plain(run)), "overrides": redact(overrides), "versions": package_versions(),
+            "job": job_identity(run, stages.result.key), "config": redact(to_plain(run)), "overrides": redact(overrides), "versions": package_versions(),
             "python": sys.version.split()[0], "git_commit": git_commit(), "device": run.device, "precision": stages.precision,
             "data": record["data"], "checkpoints": record["checkpoints"],
         },

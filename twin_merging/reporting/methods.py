@@ -10,7 +10,7 @@ from math import sqrt
 from typing import Any
 
 # What says only where files go; it cannot change a result.
-IRRELEVANT = ("seed", "paths", "tracker", "cache")
+IRRELEVANT = ("seed", "paths", "tracker", "cache", "sweep")
 
 
 @dataclass(frozen=True)

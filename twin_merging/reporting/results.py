@@ -14,6 +14,7 @@ from twin_merging.errors import UserError
 
 SCHEMA_VERSION = 1
 RESULTS, FAILURE = "results.json", "failure.json"
+ATTEMPTS = "attempts"  # a folder in a sweep's, with what jobs left that were run again
 REQUIRED = (
     "schema_version", "exp", "suite", "backbone", "merge_method", "label", "heads", "seed", "status",
     "average_normalized", "average_raw", "reference", "bytes_stored", "seconds", "peak_memory", "offline_suite",
@@ -43,10 +44,7 @@ def write(folder: Path, results: dict[str, Any]) -> Path:
         raise ValueError(f"results for {path}: {fault}")
     if place := next(_not_finite(results, ""), None):
         raise ValueError(f"results for {path}: {place} is not a finite number")
-    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_atomically(path, text + "\n")
-    return path
+    return write_json(path, results)
 
 
 def write_failure(folder: Path, *, label: str, kind: str, message: str, log: str) -> Path:
@@ -56,8 +54,13 @@ def write_failure(folder: Path, *, label: str, kind: str, message: str, log: str
         kind: ``user`` for bad input, ``crash`` for anything else.
         log: path of the job's log, with the traceback.
     """
-    path = Path(folder) / FAILURE
-    _write_atomically(path, json.dumps({"label": label, "kind": kind, "message": message, "log": log}, indent=1) + "\n")
+    return write_json(Path(folder) / FAILURE, {"label": label, "kind": kind, "message": message, "log": log})
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Write a JSON file in one step: a killed process leaves the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 
@@ -91,12 +94,14 @@ def job_folders(folder: Path) -> list[Path]:
 
 def collect_failures(folder: Path) -> list[dict[str, Any]]:
     """The failure.json of every job that failed below ``folder``: label, kind, message and log; in job order."""
-    return [_read_json(path) for path in _found(folder, FAILURE)]
+    return [_read_json(path) for path in _found(folder, FAILURE) if not path.with_name(RESULTS).exists()]
 
 
 def _found(folder: Path, name: str) -> list[Path]:
+    """The files of this name, in the order of jobs; those of earlier attempts at a job are none of its results."""
     folder = Path(folder)
-    return sorted(folder.rglob(name), key=lambda path: _natural(str(path.parent.relative_to(folder))))
+    found = [path for path in folder.rglob(name) if ATTEMPTS not in path.relative_to(folder).parts]
+    return sorted(found, key=lambda path: _natural(str(path.parent.relative_to(folder))))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
