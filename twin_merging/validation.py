@@ -17,6 +17,7 @@ from twin_merging.config import (
     Parameters,
     RunConfig,
     Svd,
+    TaskUnknown,
     TfidfRouter,
     bytes_of,
     merge_methods,
@@ -194,6 +195,8 @@ def _check_references(run: RunConfig) -> None:
             "an oracle router gives the true task, so routed heads would be oracle heads",
             key="evaluation.heads", found="routed with router=oracle", expected="oracle, or router=mlp",
         )  # fmt: skip
+    if isinstance(run.evaluation, TaskUnknown):
+        _check_task_unknown(run)
     if run.experts.source is not None and len(names) > 1 and "{task}" not in run.experts.source:
         raise UserError(
             "one pattern has to name every expert",
@@ -216,6 +219,19 @@ def _check_references(run: RunConfig) -> None:
         raise UserError(
             "nothing is below the layer that this router reads", key="inference.lower", found=f"shared with router={run.router.name}",
             expected="a router of an early layer", hint="router=mlp_early, or router.layer=K",
+        )  # fmt: skip
+
+
+def _check_task_unknown(run: RunConfig) -> None:
+    if run.router.name == "oracle":
+        raise UserError(
+            "an oracle router knows the task, which this evaluation takes as unknown", key="router",
+            found="oracle with evaluation=task_unknown", expected="a router that is trained", nearest="mlp",
+        )  # fmt: skip
+    if len(run.tasks.names) < 2:
+        raise UserError(
+            "a task is unknown only among others", key="tasks.names", found=f"[{run.tasks.names[0]}] with evaluation=task_unknown",
+            expected="at least two tasks",
         )  # fmt: skip
 
 

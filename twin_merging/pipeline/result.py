@@ -34,11 +34,7 @@ BEFORE_MERGING = ("data", "base", "expert")
 def result(stages: Stages, folder: Path, scratch: Path) -> None:
     """The part of results.json that does not depend on when and where the job ran."""
     tasks, heads, run = tasks_of(stages), heads_of(stages), stages.run
-    features: dict[str, Features] = {}
-    for stage in stages.answered:
-        features |= features_of(
-            stages, stage, [task for task in tasks if stage.name != "encode" or task.name in _names_in(stages, stage)]
-        )
+    features = answered_features(stages, tasks)
     weights = routing_weights(stages, tasks) if stages.is_dynamic or run.evaluation.heads == "routed" else None
     answering = answering_heads(stages, heads)
     score, entries = evaluations[run.evaluation.name].load(), {}
@@ -57,6 +53,16 @@ def result(stages: Stages, folder: Path, scratch: Path) -> None:
         **_costs(stages),
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(record, indent=1))
+
+
+def answered_features(stages: Stages, tasks: list[Task]) -> dict[str, Features]:
+    """The features of test rows that the heads answer from, by task."""
+    features: dict[str, Features] = {}
+    for stage in stages.answered:
+        features |= features_of(
+            stages, stage, [task for task in tasks if stage.name != "encode" or task.name in _names_in(stages, stage)]
+        )
+    return features
 
 
 def _names_in(stages: Stages, stage: Stage) -> set[str]:
