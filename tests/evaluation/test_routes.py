@@ -104,3 +104,12 @@ def test_a_regression_has_errors_in_place_of_right_answers():
     assert found["wrong_routes"] == {"rows": 1, "absolute_error": {"expert": 1.0, "oracle": 0.5, "routed": 1.5}}
     all_right = cost_of_wrong_routes(task_of(labels, 0, "pearson"), [True] * 3, answers | {"routed": answers["oracle"]})
     assert all_right["wrong_routes"] == {"rows": 0, "absolute_error": {"expert": None, "oracle": None, "routed": None}}
+
+
+def test_where_routes_decide_on_no_weights_only_heads_cost():
+    labels, right = [0, 1, 1, 0], [True, False, False, True]
+    answers = {"expert": [0, 1, 1, 0], "oracle": [0, 0, 1, 0], "routed": [0, 0, -1, 0]}
+    found = cost_of_wrong_routes(task_of(labels), right, answers, mixed=False)
+    assert found["lost_by_weights"] is None
+    assert found["lost"] == found["lost_by_heads"] == 0.25
+    assert found["score"]["rescued"] == found["score"]["oracle"]

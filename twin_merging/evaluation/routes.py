@@ -34,7 +34,9 @@ def confusion(top: Sequence[Tensor], tasks: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def cost_of_wrong_routes(task: Task, routed_right: Sequence[bool], answers: Mapping[str, list]) -> dict[str, Any]:
+def cost_of_wrong_routes(
+    task: Task, routed_right: Sequence[bool], answers: Mapping[str, list], mixed: bool = True
+) -> dict[str, Any]:
     """What a task loses because some of its rows were sent to another one.
 
     With S the task's metric over all rows, and the wrong routes' answers replaced by better ones step by step,
@@ -48,6 +50,8 @@ def cost_of_wrong_routes(task: Task, routed_right: Sequence[bool], answers: Mapp
     Args:
         routed_right: of each row, whether its top task is its own.
         answers: each of ``ANSWERS`` -> answer of every row.
+        mixed: whether the routes decide on weights; if not, wrong ones cost by their heads alone, and ``lost_by_weights``
+            is None.
 
     Returns:
         Plain JSON: ``metric``; ``rows``, ``wrong`` routes; ``score``, of each of ``ANSWERS`` and ``rescued``; ``lost``, the two
@@ -56,7 +60,7 @@ def cost_of_wrong_routes(task: Task, routed_right: Sequence[bool], answers: Mapp
     """
     labels, metric = task.splits[TEST].labels, metrics[task.metric]
     rescued = [
-        oracle if right else expert
+        expert if mixed and not right else oracle
         for right, oracle, expert in zip(routed_right, answers["oracle"], answers["expert"], strict=True)
     ]
     score = {who: metric(answers[who], labels) for who in ANSWERS} | {"rescued": metric(rescued, labels)}
@@ -67,7 +71,7 @@ def cost_of_wrong_routes(task: Task, routed_right: Sequence[bool], answers: Mapp
     return {
         "metric": task.metric, "rows": len(labels), "wrong": groups["wrong_routes"]["rows"], "score": score,
         "lost": score["rescued"] - score["routed"], "lost_by_heads": score["oracle"] - score["routed"],
-        "lost_by_weights": score["rescued"] - score["oracle"], **groups,
+        "lost_by_weights": score["rescued"] - score["oracle"] if mixed else None, **groups,
     }  # fmt: skip
 
 

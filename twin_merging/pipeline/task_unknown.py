@@ -48,7 +48,7 @@ def stage(stages: Stages) -> Stage:
         "noise": stages.run.evaluation.noise, "new_domain": stages.run.evaluation.new_domain, "seed": stages.run.seed,
     }  # fmt: skip
     references = [stages.encoded_by_expert(index) for index in range(len(stages.names))]
-    reads = [part for split in (VALIDATION, TEST) for part in routing_stages.read(stages, split)]
+    reads = [part for split in (_trained_on(stages), TEST) for part in routing_stages.read(stages, split)]
     inputs = (*stages.experts, *references, *stages.answered, stages.router, *reads, *stages.learned)
     return Stage("unknown", f"{stages.label}: one stream", options, inputs, by("task_unknown", "unknown", stages))
 
@@ -64,7 +64,7 @@ def unknown(stages: Stages, folder: Path, scratch: Path) -> None:
     rows, order = _rows(tasks, weights, answers, confidence), _order(tasks, run.seed)
     names = [task.name for task in tasks]
     costs = {
-        task.name: cost_of_wrong_routes(task, (top[task.name] == index).tolist(), answers[task.name])
+        task.name: cost_of_wrong_routes(task, (top[task.name] == index).tolist(), answers[task.name], stages.is_dynamic)
         for index, task in enumerate(tasks)
     }
     probabilities, hits = confidence_of([weights[name] for name in names])
@@ -72,7 +72,7 @@ def unknown(stages: Stages, folder: Path, scratch: Path) -> None:
         "stream": {"rows": len(order), "seed": run.seed, "task_names": names},
         "router": {**confusion([top[name] for name in names], len(tasks)), "calibration": calibration(probabilities, hits)},
         "answers": _answers_calibration([rows[place] for place in order]),
-        "cost": {"average_normalized": _averages(costs), "tasks": costs, "weights_differ_by_row": stages.is_dynamic},
+        "cost": {"average_normalized": _averages(costs), "tasks": costs},
         **_robustness(stages, tasks),
     }  # fmt: skip
     (folder / RECORD).write_text(json.dumps(record, indent=1))
@@ -80,6 +80,11 @@ def unknown(stages: Stages, folder: Path, scratch: Path) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows[place] for place in order)
+
+
+def _trained_on(stages: Stages) -> str:
+    """The split whose rows trained the job's router."""
+    return getattr(stages.run.router, "source", VALIDATION)
 
 
 def _answers(
@@ -166,7 +171,7 @@ def _robustness(stages: Stages, tasks: list[Task]) -> dict[str, Any]:
         router.eval()
         return lambda given: weights_by(router, stages, given)
 
-    train, test = (read_by_router(stages, split, tasks) for split in (VALIDATION, TEST))
+    train, test = (read_by_router(stages, split, tasks) for split in (_trained_on(stages), TEST))
     train = [rows[: run.router.rows] for rows in train] if hasattr(run.router, "rows") else train
     shares = list(run.evaluation.noise)
     return {
