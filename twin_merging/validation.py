@@ -18,6 +18,7 @@ from twin_merging.config import (
     RunConfig,
     Svd,
     Sweep,
+    TaskUnknown,
     TfidfRouter,
     bytes_of,
     merge_methods,
@@ -200,6 +201,8 @@ def _check_references(run: RunConfig) -> None:
             "an oracle router gives the true task, so routed heads would be oracle heads",
             key="evaluation.heads", found="routed with router=oracle", expected="oracle, or router=mlp",
         )  # fmt: skip
+    if isinstance(run.evaluation, TaskUnknown):
+        _check_task_unknown(run)
     by_pattern = [name for name in names if name not in (run.experts.sources or {})]
     if run.experts.source is not None and len(by_pattern) > 1 and "{task}" not in run.experts.source:
         raise UserError(
@@ -276,6 +279,24 @@ def _check_own_values(run: RunConfig) -> None:
         raise UserError(
             "adapters are learned on one encoder for all tasks", key="evaluation.excluded",
             found="task with merge_method=surgery", expected="pretrained",
+        )  # fmt: skip
+
+
+def _check_task_unknown(run: RunConfig) -> None:
+    if run.router.name == "oracle":
+        raise UserError(
+            "an oracle router knows the task, which this evaluation takes as unknown", key="router",
+            found="oracle with evaluation=task_unknown", expected="a router that is trained", nearest="mlp",
+        )  # fmt: skip
+    if run.tasks.unseen:
+        raise UserError(
+            "the stream has rows of merged tasks alone", key="evaluation", found="task_unknown with tasks.unseen",
+            expected="evaluation=scores; a new domain is made by leaving each task out in turn",
+        )  # fmt: skip
+    if len(run.tasks.names) < 2:
+        raise UserError(
+            "a task is unknown only among others", key="tasks.names", found=f"[{run.tasks.names[0]}] with evaluation=task_unknown",
+            expected="at least two tasks",
         )  # fmt: skip
 
 

@@ -112,6 +112,25 @@ class Scores:
         "pretrained", "whose values parameters that do not merge have: θ₀'s, or the true task's expert's, which leaks the task",
         choices=("pretrained", "task"),
     )  # fmt: skip
+    timing: int | None = option(
+        64, "test rows on which seconds per 1000 items are measured, beside a static model's; null: none", low=1
+    )
+
+
+@dataclass
+class TaskUnknown(Scores):
+    """Scores, and one stream of all tasks' test rows whose tasks are unknown: what routing costs, and how sure it is."""
+
+    name: str = "task_unknown"
+    heads: str = option(
+        "routed",
+        "whose head answers in the table of scores; the stream always compares both",
+        choices=("oracle", "routed"),
+    )
+    noise: list[float] = option(
+        [0.0, 0.1, 0.2, 0.4], "shares of the router's rows whose task label is made wrong, a router each", low=0, high=1
+    )
+    new_domain: bool = option(True, "leave each task out of a router's training and see where its rows go")
 
 
 @dataclass
@@ -151,6 +170,7 @@ routers.add("oracle", OracleRouter, "twin_merging.routers.oracle:oracle_weights"
 inferences.add("exact", Exact, "twin_merging.dynamic.model:TwinMergedModel")
 inferences.add("group_wise", GroupWise, "twin_merging.dynamic.model:TwinMergedModel")
 evaluations.add("scores", Scores, "twin_merging.evaluation.scoring:score")
+evaluations.add("task_unknown", TaskUnknown, "twin_merging.evaluation.scoring:score")
 trackers.add("none", Tracker, "twin_merging.trackers:NoTracker")
 trackers.add("jsonl", Tracker, "twin_merging.trackers:JsonlTracker")
 trackers.add("wandb", Tracker, "twin_merging.trackers:WandbTracker")

@@ -153,10 +153,23 @@ def routing_weights(stages: Stages, tasks: list[Task]) -> dict[str, Tensor]:
         return {
             task.name: oracle_weights(index, len(task.splits[TEST]), len(tasks)) for index, task in enumerate(tasks)
         }
-    kind = routers[stages.run.router.name].load()
-    router = kind.of_state(load_file(stages.get(stages.router).path("router.safetensors")))
-    weights = {
-        task.name: router.weights(*(padded(given) if reads_tokens(stages) else (given,)))
-        for task, given in zip(tasks, read_by_router(stages, TEST, tasks), strict=True)
-    }
+    weights = router_weights(stages, tasks)
     return {name: one_hot(w) for name, w in weights.items()} if stages.is_elected else weights
+
+
+def router_weights(stages: Stages, tasks: list[Task]) -> dict[str, Tensor]:
+    """What the trained router says of every test row, by task: (rows, T)."""
+    router = trained_router(stages)
+    given = read_by_router(stages, TEST, tasks)
+    return {task.name: weights_by(router, stages, rows) for task, rows in zip(tasks, given, strict=True)}
+
+
+def trained_router(stages: Stages) -> Any:
+    """The job's router, trained."""
+    kind = routers[stages.run.router.name].load()
+    return kind.of_state(load_file(stages.get(stages.router).path("router.safetensors")))
+
+
+def weights_by(router: Any, stages: Stages, rows: Any) -> Tensor:
+    """w(x), (rows, T), of what ``read_by_router`` gives of a task's rows."""
+    return router.weights(*(padded(rows) if reads_tokens(stages) else (rows,)))

@@ -38,11 +38,7 @@ def result(stages: Stages, folder: Path, scratch: Path) -> None:
     merged, heads, run = tasks_of(stages), heads_of(stages), stages.run
     tasks = evaluated_of(stages)
     unseen = tasks[len(merged) :]
-    features: dict[str, Features] = {}
-    for stage in stages.answered:
-        features |= features_of(
-            stages, stage, [task for task in tasks if stage.name != "encode" or task.name in _names_in(stages, stage)]
-        )
+    features = answered_features(stages, tasks)
     weights = routing_weights(stages, tasks) if stages.is_dynamic or run.evaluation.heads == "routed" else None
     strange = unseen_heads(stages)
     answering: dict[str, Answer] = {**answering_heads(stages, heads), **strange}
@@ -69,6 +65,16 @@ def result(stages: Stages, folder: Path, scratch: Path) -> None:
         **_costs(stages),
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(record, indent=1))
+
+
+def answered_features(stages: Stages, tasks: list[Task]) -> dict[str, Features]:
+    """The features of test rows that the heads answer from, by task."""
+    features: dict[str, Features] = {}
+    for stage in stages.answered:
+        features |= features_of(
+            stages, stage, [task for task in tasks if stage.name != "encode" or task.name in _names_in(stages, stage)]
+        )
+    return features
 
 
 def _names_in(stages: Stages, stage: Stage) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -14,7 +15,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from twin_merging.config import RunConfig, trackers
+from twin_merging.config import RunConfig, TaskUnknown, trackers
 from twin_merging.errors import UserError
 from twin_merging.evaluation.expert_scores import compare, warnings
 from twin_merging.evaluation.leaks import leaks
@@ -51,7 +52,7 @@ def _run_in(folder: Path, cfg: DictConfig, overrides: list[str]) -> None:
     label = folder.name if is_of_sweep(folder) else ", ".join(overrides) or "default"
     try:
         load_plugins(list(cfg.get("plugins") or []))
-        run = validate(settled(cfg, hydra.overrides.task))
+        run = validate(settled(cfg, overrides))
         OmegaConf.save(OmegaConf.create(to_plain(run)), folder / "config.yaml")
         label = execute(run, folder, overrides)
     except Exception as error:  # whatever it is, the other jobs go on
@@ -84,6 +85,7 @@ def execute(run: RunConfig, folder: Path, overrides: list[str]) -> str:
     record = result.json("result.json")
     results = _results(run, stages, record, overrides)
     results["seconds"] += result.seconds
+    results["task_unknown"] = _task_unknown(run, stages, folder)
     with full_disk_explained(folder, "paths.outputs"):
         write(folder, results)
         _track(run, results, folder)
@@ -129,6 +131,18 @@ def _results(run: RunConfig, stages: Stages, record: dict[str, Any], overrides: 
             "data": record["data"], "checkpoints": record["checkpoints"],
         },
     }  # fmt: skip
+
+
+def _task_unknown(run: RunConfig, stages: Stages, folder: Path) -> dict[str, Any] | None:
+    """What ``evaluation=task_unknown`` found, beside the scores; its stream is copied into the job's folder."""
+    if not isinstance(run.evaluation, TaskUnknown):
+        return None
+    from twin_merging.pipeline import task_unknown
+
+    found = stages.get(task_unknown.stage(stages))
+    with full_disk_explained(folder, "paths.outputs"):
+        shutil.copyfile(found.path(task_unknown.STREAM), folder / task_unknown.STREAM)
+    return found.json(task_unknown.RECORD)
 
 
 def _track(run: RunConfig, results: dict[str, Any], folder: Path) -> None:

@@ -41,6 +41,7 @@ SPEED = (
     "kernels",
     "memory",
     "explain",
+    "timing",
 )  # options that change how fast it goes and not what comes out
 SHARED_RANK = 64  # ranks up to this share one decomposition, larger ones that of all triplets
 
