@@ -23,12 +23,11 @@ from twin_merging.pipeline.artefacts import (
     routing_weights,
     tasks_of,
 )
-from twin_merging.pipeline.data_methods import answering_heads, bytes_of_heads
+from twin_merging.pipeline.costs import BEFORE_MERGING, costs_of, spent
+from twin_merging.pipeline.data_methods import answering_heads
 from twin_merging.pipeline.stage import Stage, upstream
 from twin_merging.pipeline.stages import Stages
 from twin_merging.tasks.base import Task
-
-BEFORE_MERGING = ("data", "base", "expert")
 
 
 def result(stages: Stages, folder: Path, scratch: Path) -> None:
@@ -46,8 +45,10 @@ def result(stages: Stages, folder: Path, scratch: Path) -> None:
             assert weights is not None
             answers = routed_answers(task, features[task.name], answering, weights[task.name].argmax(-1), tasks)
         entries[task.name] = score(task, answers, oracle_answers(task, reference, heads))
+    costs = costs_of(stages)
     record = {
-        **averages(entries), "reference": REFERENCE, "tasks": entries, "bytes_stored": _bytes_stored(stages), "choices": _choices(stages),
+        **averages(entries), "reference": REFERENCE, "tasks": entries, "choices": _choices(stages), "costs": costs,
+        "bytes_stored": sum(part["bytes"] for part in costs["stored"].values()),
         "routing": None if weights is None else _routing(stages, tasks, weights),
         "data": {task.name: task.provenance for task in tasks}, "checkpoints": _checkpoint_hashes(stages),
         **_costs(stages),
@@ -69,17 +70,6 @@ def _names_in(stages: Stages, stage: Stage) -> set[str]:
     return {name.rpartition(".")[0] for name in Checkpoint(stages.get(stage).path(FEATURES))}
 
 
-def _bytes_stored(stages: Stages) -> int:
-    """Bytes of what answering needs: encoders (or the shared one and the factors), heads, and the router if it is used."""
-    encoder_bytes = stages.get(stages.base).bytes(ENCODER)
-    total = bytes_of_heads(stages) + encoder_bytes * (len(stages.names) if stages.method.name == "finetuned" else 1)
-    if stages.is_dynamic:
-        total += stages.get(stages.exclusive).bytes("exclusive.safetensors")
-    if stages.trains_router:
-        total += stages.get(stages.router).bytes("router.safetensors")
-    return total
-
-
 def _costs(stages: Stages) -> dict[str, Any]:
     """Seconds and peak memory of every stage when it was computed, and the sum of those that come after the experts."""
     used = [stages.get(stage) for stage in upstream(stages.result)[:-1]]
@@ -91,8 +81,7 @@ def _costs(stages: Stages) -> dict[str, Any]:
     }
     counted = [artefact for artefact in used if artefact.key in after]
     return {
-        "seconds": sum(artefact.seconds for artefact in counted),
-        "peak_memory": max(artefact.peak_memory for artefact in counted),
+        **spent(counted),
         "stages": [
             {
                 "name": artefact.stage,

@@ -164,7 +164,7 @@ def _new_domain(methods: Sequence[Method], warning: str | None) -> Table:
             medians = [of(lambda entry, kind=kind: entry[kind]["quantiles"][2]) for kind in ("new", "known")]  # type: ignore[misc]
             auroc, accuracy = of(lambda entry: entry["auroc"]), of(lambda entry: entry["accuracy"])
             rows.append((_text(method.label), _text(name), _text(goes_to), *medians, auroc, accuracy))
-    notes = DOMAIN_NOTES
+    notes: tuple[str, ...] = DOMAIN_NOTES
     if any(len(method.results) > 1 for method in methods):
         notes = (*notes, "Where rows go is that of each method's first seed.")
     return Table("Task unknown: rows of a new domain", columns, tuple(rows), notes, warning)
