@@ -70,6 +70,26 @@ def _task(name: str, metric: str, numbers: random.Random) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def make_costs(after_experts: int = 46_500, seconds: float = 21.0) -> dict[str, Any]:
+    """What results.json says of costs: 90 MB of encoder, 28 of exclusive knowledge and router."""
+    sizes = {"encoder": 22_565_376, "exclusive": 6_000_000, "router": 900_000, "heads": 10_000}
+    return {
+        "stored": {part: {"parameters": count, "bytes": 4 * count} for part, count in sizes.items()},
+        "training_tokens": {
+            "experts": 384_100, "multitask": 0, "router": after_experts, "learned": 0, "after_experts": after_experts,
+        },
+        "making": {"seconds": seconds, "peak_memory": 2**30},
+    }  # fmt: skip
+
+
+def make_inference(ratio: float = 1.25) -> dict[str, Any]:
+    """Seconds per 1000 items beside a static encoder's."""
+    return {
+        "rows": 64, "tokens": 1500, "batch_size": 64, "rounds": 7, "seconds_per_1000": 2 * ratio, "static_seconds_per_1000": 2.0,
+        "ratio": ratio,
+    }  # fmt: skip
+
+
 def make_task_unknown(tasks: list[str] | None = None, new_domain: bool = True, mixed: bool = True) -> dict[str, Any]:
     """What ``evaluation=task_unknown`` adds to a result, of classification tasks with 200 test rows each."""
     names = list(TASKS)[:5] if tasks is None else tasks

@@ -24,13 +24,12 @@ from twin_merging.pipeline.artefacts import (
     routing_weights,
     tasks_of,
 )
-from twin_merging.pipeline.data_methods import answering_heads, bytes_of_heads
+from twin_merging.pipeline.costs import BEFORE_MERGING, costs_of, spent
+from twin_merging.pipeline.data_methods import answering_heads
 from twin_merging.pipeline.stage import Stage, upstream
 from twin_merging.pipeline.stages import Stages
 from twin_merging.pipeline.unseen import unseen_heads, unseen_references
 from twin_merging.tasks.base import Task
-
-BEFORE_MERGING = ("data", "base", "expert")
 
 
 def result(stages: Stages, folder: Path, scratch: Path) -> None:
@@ -58,8 +57,11 @@ def result(stages: Stages, folder: Path, scratch: Path) -> None:
         )
         if task in unseen:
             entries[task.name]["unseen"] = run.evaluation.unseen_head
+    costs = costs_of(stages)
     record = {
-        **averages({task.name: entries[task.name] for task in merged}), "reference": REFERENCE, "tasks": entries, "bytes_stored": _bytes_stored(stages), "choices": _choices(stages),
+        **averages({task.name: entries[task.name] for task in merged}), "reference": REFERENCE, "tasks": entries,
+        "choices": _choices(stages), "costs": costs,
+        "bytes_stored": sum(part["bytes"] for part in costs["stored"].values()),
         "routing": None if weights is None else _routing(stages, merged, weights) | _unseen_routing(unseen, weights),
         "data": {task.name: task.provenance for task in tasks}, "checkpoints": _checkpoint_hashes(stages),
         **_costs(stages),
@@ -81,17 +83,6 @@ def _names_in(stages: Stages, stage: Stage) -> set[str]:
     return {name.rpartition(".")[0] for name in Checkpoint(stages.get(stage).path(FEATURES))}
 
 
-def _bytes_stored(stages: Stages) -> int:
-    """Bytes of what answering needs: encoders (or the shared one and the factors), heads, and the router if it is used."""
-    encoder_bytes = stages.get(stages.base).bytes(ENCODER)
-    total = bytes_of_heads(stages) + encoder_bytes * (len(stages.names) if stages.method.name == "finetuned" else 1)
-    if stages.is_dynamic:
-        total += stages.get(stages.exclusive).bytes("exclusive.safetensors")
-    if stages.trains_router:
-        total += stages.get(stages.router).bytes("router.safetensors")
-    return total
-
-
 def _costs(stages: Stages) -> dict[str, Any]:
     """Seconds and peak memory of every stage when it was computed, and the sum of those that come after the experts."""
     used = [stages.get(stage) for stage in upstream(stages.result)[:-1]]
@@ -103,8 +94,7 @@ def _costs(stages: Stages) -> dict[str, Any]:
     }
     counted = [artefact for artefact in used if artefact.key in after]
     return {
-        "seconds": sum(artefact.seconds for artefact in counted),
-        "peak_memory": max(artefact.peak_memory for artefact in counted),
+        **spent(counted),
         "stages": [
             {
                 "name": artefact.stage,

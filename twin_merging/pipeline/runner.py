@@ -86,6 +86,7 @@ def execute(run: RunConfig, folder: Path, overrides: list[str]) -> str:
     results = _results(run, stages, record, overrides)
     results["seconds"] += result.seconds
     results["task_unknown"] = _task_unknown(run, stages, folder)
+    results["inference"] = _timing(run, stages)
     with full_disk_explained(folder, "paths.outputs"):
         write(folder, results)
         _track(run, results, folder)
@@ -122,7 +123,7 @@ def _results(run: RunConfig, stages: Stages, record: dict[str, Any], overrides: 
         "status": "done", "average_normalized": record["average_normalized"], "average_raw": record["average_raw"],
         "reference": record["reference"], "bytes_stored": record["bytes_stored"], "seconds": record["seconds"],
         "peak_memory": record["peak_memory"], "offline_suite": run.tasks.name == "offline_text",
-        "tasks": record["tasks"], "routing": record["routing"], "choices": record["choices"],
+        "costs": record["costs"], "tasks": record["tasks"], "routing": record["routing"], "choices": record["choices"],
         "experts": compare(record["tasks"], run.experts.reference or {}, run.experts.tolerance), "leaks": leaks(run),
         "stages": [{**stage, "cached": stage["key"] not in computed_now} for stage in record["stages"]],
         "provenance": {
@@ -143,6 +144,15 @@ def _task_unknown(run: RunConfig, stages: Stages, folder: Path) -> dict[str, Any
     with full_disk_explained(folder, "paths.outputs"):
         shutil.copyfile(found.path(task_unknown.STREAM), folder / task_unknown.STREAM)
     return found.json(task_unknown.RECORD)
+
+
+def _timing(run: RunConfig, stages: Stages) -> dict[str, Any] | None:
+    """Seconds per 1000 items, beside a static encoder's; None where they are not asked for."""
+    if getattr(run.evaluation, "timing", None) is None:
+        return None
+    from twin_merging.pipeline import timing
+
+    return stages.get(timing.stage(stages)).json(timing.RECORD)
 
 
 def _track(run: RunConfig, results: dict[str, Any], folder: Path) -> None:

@@ -289,9 +289,8 @@ class Stages:
             "evaluation": unseen_stages.determining(self, _determining(self.run.evaluation)),
             "code": evaluations[self.run.evaluation.name].code_hash(),
         }
-        return Stage(
-            "result", f"{self.label}, {self.run.evaluation.heads} heads", options, inputs, by("result", "result", self)
-        )
+        label = f"{self.label}, {self.run.evaluation.heads} heads"
+        return Stage("result", label, options, inputs, by("result", "result", self), version=2)
 
     @property
     def label(self) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twin_merging.errors import UserError
+from twin_merging.reporting.cost_tables import cost_table, write_cost_table
 from twin_merging.reporting.methods import join_seeds
 from twin_merging.reporting.results import collect, collect_failures, job_folders
 from twin_merging.reporting.tables import Table, results_table, write_tables
@@ -46,10 +47,12 @@ def report(folder: Path) -> Report:
     if not results:
         return Report(folder, (), tuple(failures), None)
     table = results_table(results)
-    unknown = unknown_tables(results)
+    costs, unknown = cost_table(results), unknown_tables(results)
     tables = [*write_tables(table, folder), *write_unknown_tables(unknown, folder)]
+    if costs is not None:
+        tables += write_cost_table(costs, folder)
     figures = _draw(results, job_folders(folder), folder / FIGURES)
-    others = tuple(unknown.values())
+    others = (*([costs] if costs else []), *unknown.values())
     return Report(folder, tuple(results), tuple(failures), table, tuple(tables), tuple(figures), others)
 
 
