@@ -106,7 +106,7 @@ def test_the_stream_has_every_row_once_and_says_what_was_answered(ran: tuple[Out
 
 def test_the_report_has_its_tables_and_pictures(ran: tuple[Outcome, Path, list[str]]):
     names = {path.name for path in ran[1].iterdir()}
-    assert {"task_unknown.md", "task_unknown_routes.csv", "task_unknown_calibration.csv", "task_unknown_noise.csv",
+    assert {"task_unknown.md", "task_unknown_confusion.csv", "task_unknown_routes.csv", "task_unknown_calibration.csv", "task_unknown_noise.csv",
             "task_unknown_new_domain.csv"} <= names  # fmt: skip
     stems = {path.stem for path in (ran[1] / "figures").glob("*.png")}
     for kind in ("reliability", "wrong_routes", "label_noise", "new_domain"):

@@ -60,6 +60,31 @@ def test_the_values_behind_the_cells_are_those_of_the_record():
     assert [row["ECE"] for row in records(tables["task_unknown_calibration"])] == [0.05, 0.1, 0.15]
 
 
+def test_the_confusion_has_shares_and_counts():
+    result = evaluated()
+    table = unknown_tables([result])["task_unknown_confusion"]
+    router = result["task_unknown"]["router"]
+    for row, record in enumerate(records(table)):
+        assert record["true task"] == NAMES[row]
+        assert [record[f"{name} rows"] for name in NAMES] == router["counts"][row]
+        assert [record[f"{name} share"] for name in NAMES] == router["shares"][row]
+    assert table.rows[-1][-1].text == "100.0 (200)"
+
+
+def test_methods_of_other_tasks_leave_columns_empty():
+    two = make_result(
+        "ties", "routed", 0, dict.fromkeys(NAMES[:2], "accuracy"), task_unknown=make_task_unknown(NAMES[:2], False)
+    )
+    table = unknown_tables([evaluated(), two])["task_unknown_confusion"]
+    assert [cell.text for cell in table.rows[-1][2:]] == [
+        *(cell.text for cell in table.rows[-1][2:4]),
+        MISSING,
+        MISSING,
+        MISSING,
+    ]
+    assert len(table.rows) == len(NAMES) + 2
+
+
 def test_seeds_are_joined_to_means():
     first, second = evaluated(seed=0), evaluated(seed=1)
     second["task_unknown"]["cost"]["tasks"][NAMES[0]]["lost_by_heads"] = 0.02
@@ -105,8 +130,8 @@ def test_the_report_has_all_tables_and_pictures(tmp_path):
         "task_unknown_new_domain.csv",
     } <= names
     text = (tmp_path / "task_unknown.md").read_text()
-    assert text.count("### Task unknown") == 4
-    assert text.count(OFFLINE_WARNING) == 4
+    assert text.count("### Task unknown") == 5
+    assert text.count(OFFLINE_WARNING) == 5
     with (tmp_path / "task_unknown_routes.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == len(NAMES)
     stems = [path.stem for path in found.figures if path.suffix == ".png"]

@@ -11,6 +11,7 @@ from twin_merging.reporting.tables import MISSING, OFFLINE_WARNING, Cell, Column
 
 Record = dict[str, Any]
 METHOD = Column("method", "", ("method",), "key")
+CONFUSION_NOTE = "Columns: the top task. Share of the true task's test rows, and how many they are; means over seeds."
 ROUTE_NOTES = (
     "Raw scores × 100 where the metric is a share or a correlation, and points of them. Own head: that of the true task, under the "
     "weights that the router gave; routed head: that of its top task, as when the task is unknown.",
@@ -47,7 +48,7 @@ def unknown_tables(results: Sequence[Record]) -> dict[str, Table]:
         return {}
     warning = OFFLINE_WARNING if any(result["offline_suite"] for result in results) else None
     makers = {
-        "task_unknown_routes": _routes, "task_unknown_calibration": _calibration, "task_unknown_noise": _noise,
+        "task_unknown_confusion": _confusion, "task_unknown_routes": _routes, "task_unknown_calibration": _calibration, "task_unknown_noise": _noise,
         "task_unknown_new_domain": _new_domain,
     }  # fmt: skip
     tables = {name: make(methods, warning) for name, make in makers.items()}
@@ -72,6 +73,38 @@ def over_seeds(method: Method, find: Callable[[Record], float | None]) -> Estima
     return estimate([find(result["task_unknown"]) for result in method.results])
 
 
+def _confusion(methods: Sequence[Method], warning: str | None) -> Table:
+    names = list(dict.fromkeys(name for method in methods for name in _names(method)))
+    columns = (
+        METHOD, Column("true task", "", ("true task",), "key"),
+        *(Column(name, "% (rows)", (f"{name} share", f"{name} rows"), "task") for name in names),
+    )  # fmt: skip
+    rows = []
+    for method in methods:
+        for row, task in enumerate(_names(method)):
+            cells = [
+                _sent(method, row, _names(method).index(name)) if name in _names(method) else _sent(method, row, None)
+                for name in names
+            ]
+            rows.append((_text(method.label), _text(task), *cells))
+    notes = (CONFUSION_NOTE,)
+    return Table("Task unknown: where the router sends the rows of each task", columns, tuple(rows), notes, warning)
+
+
+def _names(method: Method) -> list[str]:
+    return method.results[0]["task_unknown"]["stream"]["task_names"]
+
+
+def _sent(method: Method, true: int, top: int | None) -> Cell:
+    if top is None:
+        return Cell(MISSING, (None, None))
+    share = over_seeds(method, lambda record: record["router"]["shares"][true][top])
+    count = over_seeds(method, lambda record: record["router"]["counts"][true][top])
+    assert share is not None
+    assert count is not None
+    return Cell(f"{100 * share.mean:.1f} ({count.mean:.{0 if count.mean % 1 == 0 else 1}f})", (share.mean, count.mean))
+
+
 def _routes(methods: Sequence[Method], warning: str | None) -> Table:
     columns = (
         METHOD, Column("task", "", ("task",), "key"), _number("test rows", "rows"), _number("routed right", "routed right", "%"),
@@ -82,7 +115,7 @@ def _routes(methods: Sequence[Method], warning: str | None) -> Table:
     )  # fmt: skip
     rows = []
     for method in methods:
-        for task in method.results[0]["task_unknown"]["stream"]["task_names"]:
+        for task in _names(method):
             rows.append((_text(method.label), _text(task), *_route_cells(method, task)))
     return Table("Task unknown: what the wrong routes cost", columns, tuple(rows), ROUTE_NOTES, warning)
 
