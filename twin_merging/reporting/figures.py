@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from twin_merging.reporting.bars import WARNING, Bar, Words, draw_bars
+from twin_merging.reporting.lines import draw_lines, lines_by_key
 from twin_merging.reporting.methods import Method, join_seeds, task_metrics
 from twin_merging.reporting.tables import OFFLINE_WARNING, raw_scale
 
@@ -45,6 +46,16 @@ def task_bars(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
         for task, metric in metrics.items():
             draw_bars(figure, *_task(methods, task, metric, warning))
             paths += _save(figure, folder, f"task_{slug(task)}")
+    return paths
+
+
+def sweep_lines(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+    """One chart for each key whose number the sweep varies: the average normalized score against it, a line a method."""
+    warning, paths = OFFLINE_WARNING if any(result["offline_suite"] for result in results) else None, []
+    with _figure() as figure:
+        for key, lines in lines_by_key(results).items():
+            draw_lines(figure, key, lines, warning)
+            paths += _save(figure, folder, f"sweep_{slug(key)}")
     return paths
 
 

@@ -78,9 +78,9 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _draw(results: Sequence[dict[str, Any]], jobs: Sequence[Path], folder: Path) -> list[Path]:
-    from twin_merging.reporting.figures import slug, task_bars
+    from twin_merging.reporting.figures import slug, sweep_lines, task_bars
 
-    paths = task_bars(results, folder)
+    paths = [*sweep_lines(results, folder), *task_bars(results, folder)]
     routed = {method.label: method for method in reversed(join_seeds(results)) if method.results[0]["routing"]}
     for label in reversed(routed):  # oracle and routed heads of one label share their router
         first = routed[label].results[0]
