@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= 2
+ITEM ?= --list
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test lint format bench assets clean
+.PHONY: help setup quickstart reproduce test lint format bench assets clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +24,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: setup  ## Fine-tune, merge, route and score five tasks on this machine, in minutes
 	$(BIN)/python run.py +exp=quickstart
+
+reproduce: setup  ## Compute a table or figure of the paper: make reproduce ITEM=table_8
+	$(BIN)/python reproduce.py $(ITEM)
 
 test: setup  ## Run all tests with their coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered

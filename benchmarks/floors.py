@@ -12,7 +12,7 @@ from twin_merging.dynamic.plan import costs, static_cost
 from twin_merging.dynamic.speeds import Speeds
 
 OPERATIONS = Speeds(product=1, thin=1, batched=1, mixed=1, bytes=inf)
-BYTES = Speeds(product=inf, thin=inf, batched=inf, mixed=inf, bytes=1)
+BYTES = Speeds(product=inf, thin=inf, batched=inf, mixed=inf, bytes=1, made=0.5)
 
 
 def floors(twin: TwinMergedModel | None) -> dict[str, float | None]:

@@ -55,7 +55,7 @@ def test_a_plain_tree_has_every_value(composed):
     plain = to_plain(validate(composed))
     assert plain["merge_method"] == {
         "name": "twin",
-        "shared": {"name": "task_arithmetic", "scaling": 0.3, "grid": None},
+        "shared": {"name": "task_arithmetic", "scaling": 0.3, "grid": None, "gamma": None},
     }
     assert plain["tasks"]["rows"] == {"train": None, "validation": None, "test": None}
     assert plain["seed"] == 0
@@ -289,3 +289,14 @@ def test_how_much_is_kept_if_nothing_is_said(composed, name, expected):
     cfg = composed.copy()
     cfg.sparsifier = OmegaConf.create({"name": name})
     assert validate(cfg).sparsifier == expected
+
+
+def test_a_stream_of_unknown_tasks_needs_a_router_that_is_trained_and_two_tasks(composed):
+    known = {"name": "task_unknown"}
+    run = validate(changed(composed, evaluation=known))
+    assert (run.evaluation.heads, run.evaluation.noise) == ("routed", [0.0, 0.1, 0.2, 0.4])
+    error = refused(composed, evaluation={**known, "heads": "oracle"}, router={"name": "oracle"})
+    assert (error.key, error.nearest) == ("router", "mlp")
+    assert refused(composed, evaluation=known, tasks__names=["cola"]).key == "tasks.names"
+    error = refused(composed, evaluation={**known, "noise": [0.1, 1.5]})
+    assert (error.key, error.message) == ("evaluation.noise", "out of range")

@@ -20,6 +20,7 @@ from twin_merging.config import REGISTRIES, RunConfig
 from twin_merging.errors import UserError, nearest
 from twin_merging.job_names import job_names
 from twin_merging.registry import CONFIGS, load_plugins
+from twin_merging.settings import settled
 from twin_merging.validation import validate
 
 GROUPS = {*REGISTRIES, "exp", ""}
@@ -86,7 +87,7 @@ def plan(overrides: list[str], multirun: bool) -> Launch:
             arguments = _with_experiment_sweep(overrides, parsed, first)
             overrides_of_jobs = _expand(arguments, first)
         composed = [_compose(job) for job in overrides_of_jobs]
-        jobs = [validate(cfg) for cfg in composed]
+        jobs = [validate(settled(cfg, job)) for cfg, job in zip(composed, overrides_of_jobs, strict=True)]
         folder = Path(first.hydra.sweep.dir if multirun else first.hydra.run.dir)
         given = {str(override.key_or_group) for override in parsed}
         launch = Launch(jobs, overrides_of_jobs[0], folder, multirun, arguments, "hydra.sweep.dir" in given)
@@ -95,6 +96,18 @@ def plan(overrides: list[str], multirun: bool) -> Launch:
             own = "hydra.sweep.subdir" in given
             launch.names = _subfolders(composed) if own else job_names(launch.batch)
     return launch
+
+
+def compose_each(jobs: list[list[str]]) -> list[RunConfig]:
+    """Compose and validate jobs that are given one by one: no sweep, not even an experiment's own.
+
+    Raises:
+        UserError: for the first key or value that is unknown or wrong.
+    """
+    register_resolvers()
+    with _composer():
+        load_plugins(sorted({name for job in jobs for name in _plugins(job)}))
+        return [validate(settled(_compose(job), job)) for job in jobs]
 
 
 def cache_folder(overrides: list[str]) -> Path:

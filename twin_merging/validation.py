@@ -18,6 +18,7 @@ from twin_merging.config import (
     RunConfig,
     Svd,
     Sweep,
+    TaskUnknown,
     TfidfRouter,
     bytes_of,
     merge_methods,
@@ -146,7 +147,10 @@ def _check_ranges(options: Any, key: str) -> None:
         if dataclasses.is_dataclass(value):
             _check_ranges(value, name)
             continue
-        for item in value if isinstance(value, (list, ListConfig)) else [value]:
+        items = (
+            value.values() if isinstance(value, dict) else value if isinstance(value, (list, ListConfig)) else [value]
+        )
+        for item in items:
             _check_value(item, name, field.metadata)
 
 
@@ -191,17 +195,32 @@ def _check_references(run: RunConfig) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UserError("a task is named twice", key="tasks.names", found=", ".join(repeated))
+    names = _check_unseen(run)
     if run.evaluation.heads == "routed" and run.router.name == "oracle":
         raise UserError(
             "an oracle router gives the true task, so routed heads would be oracle heads",
             key="evaluation.heads", found="routed with router=oracle", expected="oracle, or router=mlp",
         )  # fmt: skip
-    if run.experts.source is not None and len(names) > 1 and "{task}" not in run.experts.source:
+    if isinstance(run.evaluation, TaskUnknown):
+        _check_task_unknown(run)
+    by_pattern = [name for name in names if name not in (run.experts.sources or {})]
+    if run.experts.source is not None and len(by_pattern) > 1 and "{task}" not in run.experts.source:
         raise UserError(
             "one pattern has to name every expert",
             key="experts.source", found=run.experts.source, expected="a folder or hub name with {task} in it",
         )  # fmt: skip
+    if run.evaluation.excluded == "task":
+        _check_own_values(run)
     _check_expert(run.merge_method, "merge_method", names)
+    for method, key in (
+        (run.merge_method, "merge_method"),
+        *((getattr(run.merge_method, inner, None), f"merge_method.{inner}") for inner in NESTED),
+    ):
+        gamma = getattr(method, "gamma", None)
+        if gamma is not None and len(gamma) != len(names):
+            raise UserError(
+                "one γ for each merged task", key=f"{key}.gamma", found=f"{len(gamma)} of them", expected=f"{len(names)}: {', '.join(names)}"
+            )  # fmt: skip
     for inner in NESTED:
         _check_expert(getattr(run.merge_method, inner, None), f"merge_method.{inner}", names)
     if run.merge_method.name == "multitask" and run.finetune.name != "full":
@@ -218,6 +237,66 @@ def _check_references(run: RunConfig) -> None:
         raise UserError(
             "nothing is below the layer that this router reads", key="inference.lower", found=f"shared with router={run.router.name}",
             expected="a router of an early layer", hint="router=mlp_early, or router.layer=K",
+        )  # fmt: skip
+
+
+def _check_unseen(run: RunConfig) -> list[str]:
+    """The tasks that merge, which are those of ``tasks.names`` that are not unseen."""
+    unseen, names = run.tasks.unseen, [name for name in run.tasks.names if name not in run.tasks.unseen]
+    if not unseen:
+        return names
+    if repeated := sorted({name for name in unseen if unseen.count(name) > 1}):
+        raise UserError("a task is named twice", key="tasks.unseen", found=", ".join(repeated))
+    if not names:
+        raise UserError(
+            "no task is left to merge", key="tasks.unseen", found=", ".join(unseen), expected="not all of tasks.names"
+        )
+    if run.merge_method.name in ("finetuned", "surgery"):
+        raise UserError(
+            "this method has to know a task to answer for it", key="tasks.unseen", found=f"{', '.join(unseen)} with {run.merge_method.name}",
+            expected="no unseen task, or another merge_method",
+        )  # fmt: skip
+    if run.router.name == "oracle" and run.merge_method.name in ("twin", "emr"):
+        raise UserError(
+            "an oracle router has no expert for a task that is unseen", key="router", found="oracle with tasks.unseen",
+            expected="a trained router",
+        )  # fmt: skip
+    return names
+
+
+def _check_own_values(run: RunConfig) -> None:
+    if run.evaluation.heads == "routed":
+        raise UserError(
+            "the true task's values are known with the true task's head only", key="evaluation.excluded",
+            found="task with evaluation.heads=routed", expected="pretrained",
+        )  # fmt: skip
+    if run.tasks.unseen:
+        raise UserError(
+            "the values of a task that is not merged are not known", key="evaluation.excluded", found="task with tasks.unseen",
+            expected="pretrained",
+        )  # fmt: skip
+    if run.merge_method.name == "surgery":
+        raise UserError(
+            "adapters are learned on one encoder for all tasks", key="evaluation.excluded",
+            found="task with merge_method=surgery", expected="pretrained",
+        )  # fmt: skip
+
+
+def _check_task_unknown(run: RunConfig) -> None:
+    if run.router.name == "oracle":
+        raise UserError(
+            "an oracle router knows the task, which this evaluation takes as unknown", key="router",
+            found="oracle with evaluation=task_unknown", expected="a router that is trained", nearest="mlp",
+        )  # fmt: skip
+    if run.tasks.unseen:
+        raise UserError(
+            "the stream has rows of merged tasks alone", key="evaluation", found="task_unknown with tasks.unseen",
+            expected="evaluation=scores; a new domain is made by leaving each task out in turn",
+        )  # fmt: skip
+    if len(run.tasks.names) < 2:
+        raise UserError(
+            "a task is unknown only among others", key="tasks.names", found=f"[{run.tasks.names[0]}] with evaluation=task_unknown",
+            expected="at least two tasks",
         )  # fmt: skip
 
 

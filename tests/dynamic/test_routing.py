@@ -127,3 +127,17 @@ def test_images_have_no_token_ids():
         with pytest.raises(UserError, match="reads token ids") as caught:
             ask(**inputs)
         assert (caught.value.key, caught.value.found, caught.value.expected) == ("router", "pixel_values", "input_ids")
+
+
+@pytest.mark.parametrize("lower", ["mixed", "shared"])
+def test_under_autocast_the_router_answers_in_float32(lower):
+    """Weights of bfloat16 would be those of no router, and nothing could be mixed with them."""
+    twin, inputs = twin_of("bert", mlp(1))
+    twin.lower, mask = lower, inputs["attention_mask"]
+    exact = twin.answer(**inputs).last_hidden_state[mask.bool()]
+    with torch.autocast("cpu", torch.bfloat16):
+        weights = twin.route(**inputs)
+        found = twin.answer(**inputs).last_hidden_state[mask.bool()]
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(weights.sum(-1), torch.ones(len(weights)), rtol=0, atol=1e-6)
+    assert 0 < (found.float() - exact).norm() < 0.05 * exact.norm()

@@ -12,6 +12,7 @@ from typing import Any
 from twin_merging import assets
 from twin_merging.checksums import sha256_of
 from twin_merging.errors import UserError
+from twin_merging.mirror.folder import MANIFEST, find_model
 
 ASSET = "asset:"
 HASHED = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -27,9 +28,11 @@ class Source:
 
 def locate(
     pretrained: str, revision: str | None, asset_folder: Path, key: str = "backbone.pretrained",
-    patterns: Sequence[str] = HASHED,
+    patterns: Sequence[str] = HASHED, mirror: Path | None = None,
 ) -> Source:  # fmt: skip
     """Find weights, fetching them if they are an asset or on the hub, from where files of these ``patterns`` come.
+
+    With a ``mirror`` nothing is fetched: what is neither in it nor a folder is missing.
 
     Raises:
         UserError: if there is no such asset, folder or hub repository, or it cannot be reached.
@@ -37,6 +40,9 @@ def locate(
     if pretrained.startswith(ASSET):
         name = pretrained.removeprefix(ASSET)
         return Source(assets.model_folder(name, asset_folder), {"asset": name, "sha256": assets.identity(name)})
+    if mirror is not None and (mirrored := find_model(mirror, pretrained, revision)) is not None:
+        place, commit = mirrored
+        return Source(place, {"hub": pretrained, "commit": commit} if commit else {"files": _fingerprint(place, key)})
     folder = Path(pretrained).expanduser()
     if folder.is_dir():
         return Source(folder, {"files": _fingerprint(folder, key)})
@@ -44,6 +50,11 @@ def locate(
         raise UserError(
             "no such folder", key=key, found=pretrained, expected="a folder with config.json and safetensors weights"
         )
+    if mirror is not None:
+        raise UserError(
+            "not in the mirror", key=key, found=pretrained, expected=f"a model that {mirror / MANIFEST} lists",
+            hint="python scripts/mirror.py with the same arguments fetches it where a network is",
+        )  # fmt: skip
     return _from_hub(pretrained, revision, key, patterns)
 
 

@@ -35,8 +35,14 @@ class Tasks:
     name: str = "offline_text"
     names: list[str] = option([], "which tasks, in this order")
     rows: Rows = field(default_factory=Rows)
+    train_rows: dict[str, int] | None = option(None, "by task, in place of rows.train", low=1)
     limit: int | None = option(None, "rows of any split, at most: for a quick look", low=1)
     split_seed: int = option(0, "seed of the sampling and of the splits", low=0)
+    unseen: list[str] = option([], "tasks that are evaluated though no expert of theirs is merged or routed to")
+    order: str = option(
+        "seeded", "of a split's rows: shuffled by seed with each class evenly spread, or as the source has them",
+        choices=("seeded", "source"),
+    )  # fmt: skip
 
 
 @dataclass
@@ -69,9 +75,18 @@ class LoraFineTuning(FullFineTuning):
 
 @dataclass
 class Experts:
-    """Where experts come from: fine-tuned here, or published checkpoints."""
+    """Where experts come from: fine-tuned here, or published checkpoints; and what they are known to score."""
 
-    source: str | None = option(None, "folder or hub name with {task} in it; null: fine-tune here")
+    source: str | None = option(None, "folder or hub name[@revision] with {task} in it; null: fine-tune here")
+    seed: int | None = option(
+        None, "seed of fine-tuning; null: seed. With one given, seed repeats merging and routing alone", low=0, high=2**32 - 1
+    )  # fmt: skip
+    sources: dict[str, str] | None = option(None, "by task, a folder or hub name[@revision] that goes before source")
+    labels: dict[str, list[str]] | None = option(
+        None, "by task, the class that each output of a published head stands for, where its config.json names none"
+    )
+    reference: dict[str, float] | None = option(None, "by task, the published score of its expert, in percent")
+    tolerance: float = option(2.0, "percent points that an expert may be off its reference without a warning", low=0)
 
 
 @dataclass

@@ -32,11 +32,12 @@ class WeightAveraging:
 
 @dataclass
 class TaskArithmetic:
-    """θ₀ + λ Σ τ_t"""
+    """θ₀ + λ Σ γ_t τ_t"""
 
     name: str = "task_arithmetic"
     scaling: float = option(0.3, "λ", low=-10, high=10)
     grid: list[float] | None = option(None, "λ to choose from on validation; null: take scaling", low=-10, high=10)
+    gamma: list[float] | None = option(None, "γ_t of each merged expert, in order; null: 1 each", low=-10, high=10)
 
 
 @dataclass

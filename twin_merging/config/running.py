@@ -19,8 +19,15 @@ class MlpRouter:
     lr: float = option(5e-4, "Adam learning rate", low=TINY, high=1)
     batch_size: int = option(64, "rows a step", low=2)
     dropout: float = option(0.5, "dropout between the layers", low=0, high=1)
-    rows: int | None = option(1000, "validation rows a task, at most", low=10)
+    source: str = option(
+        "validation", "rows it is trained on: held out from training, or those that the experts were trained on",
+        choices=("validation", "train"),
+    )  # fmt: skip
+    rows: int | None = option(1000, "of those rows, at most so many a task", low=10)
     holdout: float = option(0.2, "share of those rows kept for choosing epoch and temperature", low=0.05, high=0.5)
+    selection: str = option(
+        "holdout", "epoch that is kept: the likeliest on those rows, or the last", choices=("holdout", "last")
+    )
     layer: int = option(
         -1,
         "layer whose mean token states it reads: -1 the last (the paper's); 0 the embeddings, which runs no block",
@@ -38,7 +45,11 @@ class TfidfRouter:
     grid: list[float] = option(
         [1.0, 10.0, 100.0, 1000.0], "C, inverse strength of the L2 penalty, to choose from on the holdout", low=TINY
     )
-    rows: int | None = option(1000, "validation rows a task, at most", low=10)
+    source: str = option(
+        "validation", "rows it is trained on: held out from training, or those that the experts were trained on",
+        choices=("validation", "train"),
+    )  # fmt: skip
+    rows: int | None = option(1000, "of those rows, at most so many a task", low=10)
     holdout: float = option(0.2, "share of those rows kept for choosing C and temperature", low=0.05, high=0.5)
     temperature: float | None = option(None, "softmax temperature; null: calibrate on the holdout", low=TINY, high=100)
 
@@ -93,6 +104,33 @@ class Scores:
         "oracle", "whose head answers: the true task's, or the router's top task's", choices=("oracle", "routed")
     )
     batch_size: int = option(64, "rows a forward pass of a static model", low=1)
+    unseen_head: str = option(
+        "expert", "who answers for tasks.unseen: the head fine-tuned with the task's own expert (the authors' way), or one "
+        "trained on frozen features of the shared encoder", choices=("expert", "frozen"),
+    )  # fmt: skip
+    excluded: str = option(
+        "pretrained", "whose values parameters that do not merge have: θ₀'s, or the true task's expert's, which leaks the task",
+        choices=("pretrained", "task"),
+    )  # fmt: skip
+    timing: int | None = option(
+        64, "test rows on which seconds per 1000 items are measured, beside a static model's; null: none", low=1
+    )
+
+
+@dataclass
+class TaskUnknown(Scores):
+    """Scores, and one stream of all tasks' test rows whose tasks are unknown: what routing costs, and how sure it is."""
+
+    name: str = "task_unknown"
+    heads: str = option(
+        "routed",
+        "whose head answers in the table of scores; the stream always compares both",
+        choices=("oracle", "routed"),
+    )
+    noise: list[float] = option(
+        [0.0, 0.1, 0.2, 0.4], "shares of the router's rows whose task label is made wrong, a router each", low=0, high=1
+    )
+    new_domain: bool = option(True, "leave each task out of a router's training and see where its rows go")
 
 
 @dataclass
@@ -114,6 +152,9 @@ class Paths:
     cache: str = option("outputs/cache", "stages' artefacts")
     assets: str | None = option(None, "offline models and data; null: the user's cache folder")
     data: str | None = option(None, "a local mirror of datasets")
+    mirror: str | None = option(
+        None, "what scripts/mirror.py fetched: models, assets and rows come from it, without network"
+    )
 
 
 @dataclass
@@ -129,6 +170,7 @@ routers.add("oracle", OracleRouter, "twin_merging.routers.oracle:oracle_weights"
 inferences.add("exact", Exact, "twin_merging.dynamic.model:TwinMergedModel")
 inferences.add("group_wise", GroupWise, "twin_merging.dynamic.model:TwinMergedModel")
 evaluations.add("scores", Scores, "twin_merging.evaluation.scoring:score")
+evaluations.add("task_unknown", TaskUnknown, "twin_merging.evaluation.scoring:score")
 trackers.add("none", Tracker, "twin_merging.trackers:NoTracker")
 trackers.add("jsonl", Tracker, "twin_merging.trackers:JsonlTracker")
 trackers.add("wandb", Tracker, "twin_merging.trackers:WandbTracker")
@@ -161,3 +203,8 @@ class RunConfig:
         "write", "off: no cache; read: add nothing to it; write: read and add", choices=("off", "read", "write")
     )
     plugins: list[str] = option([], "modules to import that register components")
+
+    @property
+    def training_seed(self) -> int:
+        """The seed of fine-tuning, alone or jointly: ``experts.seed``, else ``seed``."""
+        return self.seed if self.experts.seed is None else self.experts.seed

@@ -190,10 +190,11 @@ class TwinMergedModel(nn.Module):
         return None if layer is None else int(layer)
 
     def _weights(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        """w(x) from token states (B, S, d): the router's answer to their mean over real tokens."""
+        """w(x) from token states (B, S, d): the router's answer to their mean over real tokens, in float32 also under autocast."""
         states = states.float()
         real = torch.ones(states.shape[:2], device=states.device) if mask is None else mask.to(states.dtype)
-        return self.router.weights((states * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True))
+        with torch.autocast(states.device.type, enabled=False):
+            return self.router.weights((states * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True))
 
     def _from_block(self, start: int, find: Callable[[Tensor], Tensor], args: tuple, inputs: Mapping[str, Any]) -> Any:
         """One pass in which weights are mixed from a block on, found from the states that go into it."""

@@ -86,7 +86,7 @@ def costs(case: Case, speeds: Speeds) -> dict[str, float]:
             + width * ((distinct - 1) * m * n + apart * 2 * tokens * (m + n)) / speeds.bytes
             + 3 * apart * distinct * speeds.call
         )
-    rebuilt = 0.0 if resident else 2 * T * m * n * r / speeds.product + width * 2 * T * m * n / speeds.bytes
+    rebuilt = 0.0 if resident else 2 * T * m * n * r / speeds.product + width * T * m * n / speeds.made
     found["dense"] = (
         2 * tokens * m * n / speeds.batched
         + 2 * B * T * m * n / speeds.mixed

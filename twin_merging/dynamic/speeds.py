@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from filelock import FileLock
 
 from twin_merging.dynamic.kernels import block, by_name, each_by_its_own, fastest, seconds
 
-VERSION = 5  # of what is measured
+VERSION = 6  # of what is measured
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Speeds:
         batched: of each example's tokens with a matrix of its own, some rows of it.
         mixed: of weights with experts' matrices.
         bytes: read or written.
+        made: bytes of matrices that products of factors write to memory that was not in use.
         call: seconds of an operation that has next to nothing to do.
         kernel: by which library products with one matrix are computed.
     """
@@ -37,6 +39,7 @@ class Speeds:
     batched: float
     mixed: float
     bytes: float
+    made: float = inf
     call: float = 0.0
     kernel: str = "stock"
 
@@ -71,6 +74,7 @@ def measure(device: str, dtype: torch.dtype, kernels: str = "auto") -> Speeds:
 
     x, W, V, whole = drawn(tokens, n), drawn(n, n), drawn(few, n), drawn(experts + 1, n * n)
     own, each, w = drawn(examples, n, n), drawn(examples, tokens // examples, n), drawn(examples, experts + 1)
+    left, right = drawn(experts, n, 16), drawn(experts, 16, n)
     large = torch.ones(1 << 25, device=device)  # more than a cache holds
     copied = torch.empty_like(large)
     made, y = drawn(examples, rows * n), drawn(examples, tokens // examples, n)
@@ -89,6 +93,7 @@ def measure(device: str, dtype: torch.dtype, kernels: str = "auto") -> Speeds:
             thin=2 * tokens * n * few / seconds(lambda: linear(x, V), device),
             batched=2 * tokens * n * n / seconds(product, device),
             mixed=2 * examples * experts * n * n / seconds(mix, device),
+            made=whole[1:].nbytes / seconds(lambda: torch.bmm(left, right), device),
             bytes=2 * large.nbytes / seconds(lambda: copied.copy_(large), device),
             call=seconds(lambda: made[0, :8].mul_(1.0), device),
             kernel=kernel,

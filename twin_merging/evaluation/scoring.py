@@ -22,15 +22,19 @@ def average_normalized(values: list[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def score(task: Task, answers: list, reference_answers: list) -> dict[str, Any]:
-    """One task's entry of results.json: metric, raw, reference, normalized, rows, confidence_interval."""
+def score(task: Task, answers: list, reference_answers: list | None) -> dict[str, Any]:
+    """One task's entry of results.json: metric, raw, reference, normalized, rows, confidence_interval.
+
+    ``reference_answers`` are None where no expert of the task is: then neither is there a reference or a normalized score.
+    """
     metric, labels = metrics[task.metric], task.splits[TEST].labels
-    raw, reference = metric(answers, labels), metric(reference_answers, labels)
+    raw = metric(answers, labels)
+    reference = None if reference_answers is None else metric(reference_answers, labels)
     return {
         "metric": task.metric,
         "raw": raw,
         "reference": reference,
-        "normalized": normalized(raw, reference),
+        "normalized": None if reference is None else normalized(raw, reference),
         "rows": len(labels),
         "confidence_interval": list(confidence_interval(metric, answers, labels)),
     }

@@ -71,6 +71,17 @@ def kind_of(method: Callable[..., Any]) -> Kind:
     return getattr(method, "kind", Kind())
 
 
+def can_draw(method: Callable[..., Any]) -> bool:
+    """Whether a seed may change what a method computes: it sees one itself, or what it has to know before was found with one."""
+    kind = kind_of(method)
+    return (
+        kind.random
+        or kind.statistic is not None
+        or kind.needs is not None
+        or "at" in inspect.signature(method).parameters
+    )
+
+
 def bind(method: Callable[..., Tensor], options: Any) -> Callable[[Tensor, Tensor, At], Tensor]:
     """(base, stacked, at) -> merged, whether or not the method takes ``at``."""
     if "at" in inspect.signature(method).parameters:

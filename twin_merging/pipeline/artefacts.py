@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from twin_merging import checkpoints
+from twin_merging import checkpoints, parameters
 from twin_merging.backbones.features import Features, Head
 from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone, Tokens
 from twin_merging.checkpoints import Checkpoint
@@ -60,8 +60,13 @@ def tasks_of(stages: Stages) -> list[Task]:
     return [task_of(stages, name) for name in stages.names]
 
 
-def tokens_of(stages: Stages, task: Task, split: str) -> Tokens:
-    return backbone_of(stages).tokenize(task.splits[split].texts)
+def evaluated_of(stages: Stages) -> list[Task]:
+    """The merged tasks, then those that are unseen."""
+    return [task_of(stages, name) for name in stages.evaluated]
+
+
+def tokens_of(stages: Stages, task: Task, split: str, rows: int | None = None) -> Tokens:
+    return backbone_of(stages).tokenize(task.splits[split].texts[:rows])
 
 
 def base_weights(stages: Stages) -> Checkpoint:
@@ -80,6 +85,13 @@ def expert_weights(stages: Stages) -> list[Checkpoint]:
         if set(weights) != set(start):
             checkpoints.check(read_all(weights), read_all(start), f"expert {stage.label}")
     return experts
+
+
+def with_own(stages: Stages, weights: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """An encoder's weights, but what does not merge has the values of one task's expert."""
+    selected = parameters.select(weights, stages.run.parameters.include, stages.run.parameters.exclude)
+    left_out, expert = set(weights) - set(selected), expert_weights(stages)[index]
+    return {name: expert[name] if name in left_out else tensor for name, tensor in weights.items()}
 
 
 def read_all(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -127,7 +139,10 @@ def read_by_router(stages: Stages, split: str, tasks: list[Task]) -> list[Any]:
         return [features[task.name]["mean"] for task in tasks]
     special = set(backbone_of(stages).tokenizer.all_special_ids)
     return [
-        [[token for token in row["input_ids"] if token not in special] for row in tokens_of(stages, task, split).rows]
+        [
+            [token for token in row["input_ids"] if token not in special]
+            for row in tokens_of(stages, task, split, None if split == TEST else stages.run.router.rows).rows
+        ]
         for task in tasks
     ]
 
@@ -138,10 +153,23 @@ def routing_weights(stages: Stages, tasks: list[Task]) -> dict[str, Tensor]:
         return {
             task.name: oracle_weights(index, len(task.splits[TEST]), len(tasks)) for index, task in enumerate(tasks)
         }
-    kind = routers[stages.run.router.name].load()
-    router = kind.of_state(load_file(stages.get(stages.router).path("router.safetensors")))
-    weights = {
-        task.name: router.weights(*(padded(given) if reads_tokens(stages) else (given,)))
-        for task, given in zip(tasks, read_by_router(stages, TEST, tasks), strict=True)
-    }
+    weights = router_weights(stages, tasks)
     return {name: one_hot(w) for name, w in weights.items()} if stages.is_elected else weights
+
+
+def router_weights(stages: Stages, tasks: list[Task]) -> dict[str, Tensor]:
+    """What the trained router says of every test row, by task: (rows, T)."""
+    router = trained_router(stages)
+    given = read_by_router(stages, TEST, tasks)
+    return {task.name: weights_by(router, stages, rows) for task, rows in zip(tasks, given, strict=True)}
+
+
+def trained_router(stages: Stages) -> Any:
+    """The job's router, trained."""
+    kind = routers[stages.run.router.name].load()
+    return kind.of_state(load_file(stages.get(stages.router).path("router.safetensors")))
+
+
+def weights_by(router: Any, stages: Stages, rows: Any) -> Tensor:
+    """w(x), (rows, T), of what ``read_by_router`` gives of a task's rows."""
+    return router.weights(*(padded(rows) if reads_tokens(stages) else (rows,)))

@@ -22,6 +22,7 @@ from twin_merging.evaluation.heads import oracle_answers
 from twin_merging.evaluation.metrics import metrics
 from twin_merging.evaluation.scoring import average_normalized, normalized
 from twin_merging.evaluation.selection import choose, refuse_test
+from twin_merging.experts.published import class_outputs, reorder_outputs
 from twin_merging.merging.apply import merge
 from twin_merging.merging.method import kind_of
 from twin_merging.pipeline.artefacts import (
@@ -30,6 +31,7 @@ from twin_merging.pipeline.artefacts import (
     backbone_of,
     base_weights,
     encoder_with,
+    evaluated_of,
     exclusive_of,
     expert_weights,
     heads_of,
@@ -40,6 +42,7 @@ from twin_merging.pipeline.artefacts import (
     tasks_of,
     tokens_of,
     weights_at,
+    with_own,
 )
 from twin_merging.pipeline.data_methods import choices_of, statistics_of
 from twin_merging.pipeline.stage import Stage
@@ -57,7 +60,8 @@ def data(stages: Stages, name: str, folder: Path, scratch: Path) -> None:
     raw = stages.task_source.load(name)
     if raw.metric not in metrics:
         raise unknown(f"metric of task {name}", raw.metric, metrics, "metric")
-    prepare(raw, stages.run.tasks.rows, stages.run.tasks.limit, stages.run.tasks.split_seed).save(folder)
+    tasks = stages.run.tasks
+    prepare(raw, stages.rows(name), tasks.limit, tasks.split_seed, tasks.order).save(folder)
 
 
 def base(stages: Stages, folder: Path, scratch: Path) -> None:
@@ -75,7 +79,7 @@ def expert(stages: Stages, name: str, folder: Path, scratch: Path) -> None:
     fine_tune = finetunings[stages.run.finetune.name].load()
     task = task_of(stages, name)
     refuse_test(f"epoch of {name}", [task], VALIDATION)
-    fine_tune(backbone_of(stages), task, stages.run.finetune, stages.run.seed, folder, scratch)
+    fine_tune(backbone_of(stages), task, stages.run.finetune, stages.run.training_seed, folder, scratch)
 
 
 def imported_expert(stages: Stages, name: str, source: Source, folder: Path, scratch: Path) -> None:
@@ -94,7 +98,10 @@ def imported_expert(stages: Stages, name: str, source: Source, folder: Path, scr
     encoder = backbone.encoder(model).state_dict()
     checkpoints.check(encoder, read_all(base_weights(stages)), str(source.folder))
     backbone.check_head_reads_first_token(model)
-    save_expert(backbone, model, task, {"source": source.identity}, folder)
+    given = (stages.run.experts.labels or {}).get(name)
+    outputs = class_outputs(read_config(source.folder), task, given, str(source.folder))
+    reorder_outputs(model, outputs["order"])
+    save_expert(backbone, model, task, {"source": source.identity, "outputs": outputs}, folder)
 
 
 # --- merging ----------------------------------------------------------------------------------------------------------
@@ -132,7 +139,9 @@ def _chosen_from_grid(stages: Stages, method: Any) -> dict[str, Any]:
     tokens = [tokens_of(stages, task, VALIDATION) for task in tasks]
     for value, weights in _candidates(stages, method, key):
         encoder, ratios = encoder_with(stages, weights), []
-        for task, rows, reference in zip(tasks, tokens, references, strict=True):
+        for index, (task, rows, reference) in enumerate(zip(tasks, tokens, references, strict=True)):
+            if stages.answers_with_own:
+                encoder.load_state_dict(with_own(stages, weights, index))
             features = backbone.encode(encoder, rows, stages.run.evaluation.batch_size, f"{key} {value:g}: {task.name}")
             ratios.append(
                 normalized(
@@ -178,8 +187,8 @@ def _own_validation(stages: Stages, index: int) -> dict[str, float]:
 
 
 def encoded(
-    stages: Stages, encoder: Stage, split: str, names: list[str], label: str, layer: int, for_router: bool, folder: Path,
-    scratch: Path,
+    stages: Stages, encoder: Stage, split: str, names: list[str], label: str, layer: int, for_router: bool,
+    rows: int | None, own: bool, folder: Path, scratch: Path,
 ) -> None:  # fmt: skip
     """Features of one split of some tasks: ``TASK.mean`` and, but where they are for the router alone, ``first`` and ``pooled``."""
     artefact, backbone = stages.get(encoder), backbone_of(stages)
@@ -189,7 +198,9 @@ def encoded(
     model = encoder_with(stages, weights)
     tensors: dict[str, Tensor] = {}
     for name in names:
-        tokens = tokens_of(stages, task_of(stages, name), split)
+        if own:
+            model.load_state_dict(with_own(stages, weights, stages.names.index(name)))
+        tokens = tokens_of(stages, task_of(stages, name), split, rows)
         features = backbone.encode(
             model, tokens, stages.run.evaluation.batch_size, f"{label}: {name}", layer=layer, for_router=for_router
         )
@@ -198,31 +209,38 @@ def encoded(
 
 
 def router(stages: Stages, folder: Path, scratch: Path) -> None:
-    """Train the router on validation rows and record its accuracy on those held out."""
-    tasks = tasks_of(stages)
+    """Train the router on rows of ``router.source`` and record its accuracy on those held out."""
+    tasks, split = tasks_of(stages), stages.run.router.source
     kind = routers[stages.run.router.name].load()
-    trained, report = kind.fit(stages.run.router, read_by_router(stages, VALIDATION, tasks), tasks, stages.run.seed)
+    trained, report = kind.fit(stages.run.router, read_by_router(stages, split, tasks), tasks, stages.run.seed)
     checkpoints.save(trained.state_dict(), folder / "router.safetensors")
     (folder / "router.json").write_text(json.dumps(report, indent=1))
 
 
 def dynamic(stages: Stages, folder: Path, scratch: Path) -> None:
     """Features of test rows, each under its own merged weights."""
-    tasks, backbone = tasks_of(stages), backbone_of(stages)
-    shared = encoder_with(stages, read_all(Checkpoint(stages.get(stages.shared).path(ENCODER))))
-    model = inferences[stages.run.inference.name].load()(shared, exclusive_of(stages), stages.run.inference)
+    tasks, backbone = evaluated_of(stages), backbone_of(stages)
+    build, merged = (
+        inferences[stages.run.inference.name].load(),
+        read_all(Checkpoint(stages.get(stages.shared).path(ENCODER))),
+    )
+    knowledge, dropped = exclusive_of(stages), 0.0
+    model = build(encoder_with(stages, merged), knowledge, stages.run.inference)
     weights = routing_weights(stages, tasks)
     if isinstance(stages.run.inference, GroupWise):
         weights = group_means(weights, stages.run.inference.groups, stages.run.seed)
     first = stages.run.router.layer if stages.run.inference.lower == "shared" else None
     tensors: dict[str, Tensor] = {}
-    for task in tasks:
+    for index, task in enumerate(tasks):
+        if stages.answers_with_own:
+            model = build(encoder_with(stages, with_own(stages, merged, index)), knowledge, stages.run.inference)
         tokens, label = tokens_of(stages, task, TEST), f"{stages.method.name}: {task.name}"
         features = backbone.encode(
             model, tokens, stages.run.inference.batch_size, label, weights[task.name], first_block=first
         )
         tensors |= {f"{task.name}.{key}": value for key, value in features.items()}
+        dropped = max(dropped, model.mixture.dropped)
         if stages.run.inference.explain:
             log.info("%s", explanation(model.plans()))
     checkpoints.save(tensors, folder / FEATURES)
-    (folder / "dynamic.json").write_text(json.dumps({"dropped": model.mixture.dropped}))
+    (folder / "dynamic.json").write_text(json.dumps({"dropped": dropped}))

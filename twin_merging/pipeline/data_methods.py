@@ -194,7 +194,7 @@ def joint(stages: Stages, folder: Path, scratch: Path) -> None:
     tasks = tasks_of(stages)
     refuse_test("epoch of multitask", tasks, VALIDATION)
     train = merge_methods["multitask"].load()
-    encoder, heads, choice = train(backbone_of(stages), tasks, stages.run.finetune, stages.run.seed, scratch)
+    encoder, heads, choice = train(backbone_of(stages), tasks, stages.run.finetune, stages.run.training_seed, scratch)
     checkpoints.save(encoder, folder / ENCODER)
     checkpoints.save({f"{task}.{name}": x for task, head in heads.items() for name, x in head.items()}, folder / HEADS)
     (folder / "choice.json").write_text(json.dumps(choice))
@@ -214,12 +214,16 @@ def answering_heads(stages: Stages, heads: Mapping[str, Head]) -> Mapping[str, A
     return heads
 
 
-def bytes_of_heads(stages: Stages) -> int:
-    """Bytes of what answers for the tasks beside the encoder."""
-    if stages.is_joint:
-        return sum(tensor.nbytes for state in _joint_heads(stages).values() for tensor in state.values())
-    own = sum(tensor.nbytes for state in head_states(stages) for tensor in state.values())
-    return own + (stages.get(data_stages.adapters(stages)).bytes(ADAPTERS) if stages.is_surgery else 0)
+def size_of_heads(stages: Stages) -> tuple[int, int]:
+    """(parameters, bytes) of what answers for the tasks beside the encoder."""
+    states = list(_joint_heads(stages).values()) if stages.is_joint else head_states(stages)
+    tensors = [tensor for state in states for tensor in state.values()]
+    parameters, size = sum(tensor.numel() for tensor in tensors), sum(tensor.nbytes for tensor in tensors)
+    if stages.is_surgery:
+        adapters = stages.get(data_stages.adapters(stages))
+        stored = Checkpoint(adapters.path(ADAPTERS))
+        return parameters + sum(tensor.numel() for tensor in stored.values()), size + adapters.bytes(ADAPTERS)
+    return parameters, size
 
 
 def _operated(head: Head, down: Tensor, up: Tensor) -> Answer:

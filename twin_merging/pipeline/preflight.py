@@ -9,7 +9,8 @@ from pathlib import Path
 from twin_merging import assets
 from twin_merging.backbones.sources import checkpoint_bytes, largest_rank, layers_of
 from twin_merging.config import RunConfig
-from twin_merging.errors import UserError
+from twin_merging.errors import UserError, unknown
+from twin_merging.experts.published import source_of
 from twin_merging.pipeline.cache import Cache
 from twin_merging.pipeline.data_stages import check_classes
 from twin_merging.pipeline.stages import ENCODER, Stages
@@ -34,16 +35,17 @@ def check_inputs(jobs: list[RunConfig]) -> list[str]:
         stages = Stages(run, Cache(Path(run.paths.cache), run.cache))
         if stages.run.device not in ("auto", "cpu"):
             _check_device(run.device)
-        for name in stages.names:
+        for name in stages.evaluated:
             needed = stages.task_source.assets(name)
             assets.fetch([asset for asset in needed if asset not in seen], stages.asset_folder)
             seen.update(needed)
+        _check_names(stages)
         _check_rank(run, largest_rank(stages.backbone_source.folder))
         _check_layer(run, layers_of(stages.backbone_source.folder))
         keys.append(stages.result.key)
         if stages.cache.find(stages.result) is None:
             _check_disk(stages)
-            for stage in (*map(stages.data, stages.names), stages.base, *_imported(stages)):
+            for stage in (*map(stages.data, stages.evaluated), stages.base, *_imported(stages)):
                 if stage.key not in seen and run.cache == "write":
                     stages.get(stage)
                 seen.add(stage.key)
@@ -56,7 +58,18 @@ def check_inputs(jobs: list[RunConfig]) -> list[str]:
 
 
 def _imported(stages: Stages) -> list:
-    return stages.experts if stages.run.experts.source is not None else []
+    """Experts that are not trained here."""
+    return [stages.expert(name) for name in stages.names if source_of(stages.run.experts, name) is not None]
+
+
+def _check_names(stages: Stages) -> None:
+    """Raise a UserError if a key that is set by task names one that there is not. Tasks that are left out may be named."""
+    known = stages.task_source.known()
+    by_task = {f"experts.{key}": getattr(stages.run.experts, key) for key in ("sources", "labels", "reference")}
+    for key, given in {**by_task, "tasks.train_rows": stages.run.tasks.train_rows}.items():
+        for name in given or {}:
+            if name not in known:
+                raise unknown(key, name, known, "task")
 
 
 def _check_parameters(stages: Stages) -> None:

@@ -13,65 +13,74 @@ from twin_merging import checkpoints
 from twin_merging.backbones.features import Features
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import evaluations
-from twin_merging.evaluation.heads import oracle_answers, routed_answers
+from twin_merging.evaluation.heads import Answer, oracle_answers, routed_answers
 from twin_merging.evaluation.scoring import REFERENCE, averages
 from twin_merging.pipeline.artefacts import (
     ENCODER,
     FEATURES,
+    evaluated_of,
     features_of,
     heads_of,
     routing_weights,
     tasks_of,
 )
-from twin_merging.pipeline.data_methods import answering_heads, bytes_of_heads
+from twin_merging.pipeline.costs import BEFORE_MERGING, costs_of, spent
+from twin_merging.pipeline.data_methods import answering_heads
 from twin_merging.pipeline.stage import Stage, upstream
 from twin_merging.pipeline.stages import Stages
+from twin_merging.pipeline.unseen import unseen_heads, unseen_references
 from twin_merging.tasks.base import Task
-
-BEFORE_MERGING = ("data", "base", "expert")
 
 
 def result(stages: Stages, folder: Path, scratch: Path) -> None:
     """The part of results.json that does not depend on when and where the job ran."""
-    tasks, heads, run = tasks_of(stages), heads_of(stages), stages.run
-    features: dict[str, Features] = {}
-    for stage in stages.answered:
-        features |= features_of(
-            stages, stage, [task for task in tasks if stage.name != "encode" or task.name in _names_in(stages, stage)]
-        )
+    merged, heads, run = tasks_of(stages), heads_of(stages), stages.run
+    tasks = evaluated_of(stages)
+    unseen = tasks[len(merged) :]
+    features = answered_features(stages, tasks)
     weights = routing_weights(stages, tasks) if stages.is_dynamic or run.evaluation.heads == "routed" else None
-    answering = answering_heads(stages, heads)
+    strange = unseen_heads(stages)
+    answering: dict[str, Answer] = {**answering_heads(stages, heads), **strange}
+    references = unseen_references(stages, unseen)
     score, entries = evaluations[run.evaluation.name].load(), {}
     for index, task in enumerate(tasks):
-        reference = features_of(stages, stages.encoded_by_expert(index), [task])[task.name]
+        if index < len(merged):
+            references[task.name] = features_of(stages, stages.encoded_by_expert(index), [task])[task.name]
+        reference = references.get(task.name)
         if run.evaluation.heads == "oracle":
             answers = oracle_answers(task, features[task.name], answering)
         else:
             assert weights is not None
-            answers = routed_answers(task, features[task.name], answering, weights[task.name].argmax(-1), tasks)
-        entries[task.name] = score(task, answers, oracle_answers(task, reference, heads))
+            answers = routed_answers(task, features[task.name], answering, weights[task.name].argmax(-1), merged)
+        entries[task.name] = score(
+            task, answers, None if reference is None else oracle_answers(task, reference, {**heads, **strange})
+        )
+        if task in unseen:
+            entries[task.name]["unseen"] = run.evaluation.unseen_head
+    costs = costs_of(stages)
     record = {
-        **averages(entries), "reference": REFERENCE, "tasks": entries, "bytes_stored": _bytes_stored(stages), "choices": _choices(stages),
-        "routing": None if weights is None else _routing(stages, tasks, weights),
+        **averages({task.name: entries[task.name] for task in merged}), "reference": REFERENCE, "tasks": entries,
+        "choices": _choices(stages), "costs": costs,
+        "bytes_stored": sum(part["bytes"] for part in costs["stored"].values()),
+        "routing": None if weights is None else _routing(stages, merged, weights) | _unseen_routing(unseen, weights),
         "data": {task.name: task.provenance for task in tasks}, "checkpoints": _checkpoint_hashes(stages),
         **_costs(stages),
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(record, indent=1))
 
 
+def answered_features(stages: Stages, tasks: list[Task]) -> dict[str, Features]:
+    """The features of test rows that the heads answer from, by task."""
+    features: dict[str, Features] = {}
+    for stage in stages.answered:
+        features |= features_of(
+            stages, stage, [task for task in tasks if stage.name != "encode" or task.name in _names_in(stages, stage)]
+        )
+    return features
+
+
 def _names_in(stages: Stages, stage: Stage) -> set[str]:
     return {name.rpartition(".")[0] for name in Checkpoint(stages.get(stage).path(FEATURES))}
-
-
-def _bytes_stored(stages: Stages) -> int:
-    """Bytes of what answering needs: encoders (or the shared one and the factors), heads, and the router if it is used."""
-    encoder_bytes = stages.get(stages.base).bytes(ENCODER)
-    total = bytes_of_heads(stages) + encoder_bytes * (len(stages.names) if stages.method.name == "finetuned" else 1)
-    if stages.is_dynamic:
-        total += stages.get(stages.exclusive).bytes("exclusive.safetensors")
-    if stages.trains_router:
-        total += stages.get(stages.router).bytes("router.safetensors")
-    return total
 
 
 def _costs(stages: Stages) -> dict[str, Any]:
@@ -85,8 +94,7 @@ def _costs(stages: Stages) -> dict[str, Any]:
     }
     counted = [artefact for artefact in used if artefact.key in after]
     return {
-        "seconds": sum(artefact.seconds for artefact in counted),
-        "peak_memory": max(artefact.peak_memory for artefact in counted),
+        **spent(counted),
         "stages": [
             {
                 "name": artefact.stage,
@@ -129,10 +137,15 @@ def _routing(stages: Stages, tasks: list[Task], weights: Mapping[str, Tensor]) -
     top = [weights[task.name].argmax(-1).bincount(minlength=len(tasks)) for task in tasks]
     right = sum(int(counts[index]) for index, counts in enumerate(top))
     return {
-        "router": stages.run.router.name, "task_names": [task.name for task in tasks],
+        "router": stages.run.router.name, "trained_on": getattr(stages.run.router, "source", None), "task_names": [task.name for task in tasks],
         "accuracy": right / sum(int(counts.sum()) for counts in top),
         "holdout_accuracy": report.get("holdout_accuracy"), "temperature": report.get("temperature"),
         "train_rows": report.get("train_rows"), "confusion": [counts.tolist() for counts in top],
         "mean_weights": [weights[task.name].mean(0).tolist() for task in tasks],
         "dropped": stages.get(stages.dynamic).json("dynamic.json")["dropped"] if stages.is_dynamic else None,
     }  # fmt: skip
+
+
+def _unseen_routing(tasks: list[Task], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Mean weights of each expert on the test rows of tasks that have none."""
+    return {"unseen": {task.name: weights[task.name].mean(0).tolist() for task in tasks}} if tasks else {}

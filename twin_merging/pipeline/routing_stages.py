@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from twin_merging.config import TfidfRouter, routers
 from twin_merging.pipeline.stage import Stage, by
-from twin_merging.tasks.base import TEST, VALIDATION
+from twin_merging.tasks.base import TEST, TRAIN
 from twin_merging.validation import to_plain
 
 if TYPE_CHECKING:
@@ -27,18 +27,20 @@ def read(stages: Stages, split: str) -> tuple[Stage, ...]:
         return ()
     layer = getattr(stages.run.router, "layer", -1)
     is_answered = split == TEST and not stages.is_dynamic and stages.method.name != "finetuned"
-    if layer < 0 or is_answered:
+    if split != TRAIN and (layer < 0 or is_answered):
         return (stages.encoded_by_shared(split),)
-    label = f"the {stages.shared.label} encoder, layer {layer}"
-    return (stages.encoded(stages.shared, split, stages.names, label, layer, for_router=True),)
+    label = f"the {stages.shared.label} encoder" + (f", layer {layer}" if layer >= 0 else "")
+    rows = stages.run.router.rows if split == TRAIN else None  # of which there may be hundreds of thousands
+    names = stages.evaluated if split == TEST else stages.names
+    return (stages.encoded(stages.shared, split, names, label, layer, for_router=True, rows=rows),)
 
 
 def router(stages: Stages) -> Stage:
-    """A router trained on what it reads of validation rows."""
+    """A router trained on what it reads of validation rows, or of training rows."""
     options: dict[str, Any] = {
         "router": to_plain(stages.run.router), "code": routers[stages.run.router.name].code_hash(), "seed": stages.run.seed,
     }  # fmt: skip
-    inputs = (*read(stages, VALIDATION), *map(stages.data, stages.names))
+    inputs = (*read(stages, stages.run.router.source), *map(stages.data, stages.names))
     if reads_tokens(stages):
         options["max_length"] = stages.run.backbone.max_length
         inputs = (stages.base, *inputs)  # whose tokenizer gives the ids

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -14,8 +15,10 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from twin_merging.config import RunConfig, trackers
+from twin_merging.config import RunConfig, TaskUnknown, trackers
 from twin_merging.errors import UserError
+from twin_merging.evaluation.expert_scores import compare, warnings
+from twin_merging.evaluation.leaks import leaks
 from twin_merging.pipeline.cache import Cache, full_disk_explained
 from twin_merging.pipeline.environment import git_commit, package_versions
 from twin_merging.pipeline.stage import upstream
@@ -24,6 +27,7 @@ from twin_merging.pipeline.sweep import is_of_sweep, job_identity, turn
 from twin_merging.progress import format_seconds
 from twin_merging.registry import load_plugins
 from twin_merging.reporting.results import SCHEMA_VERSION, write, write_failure
+from twin_merging.settings import settled
 from twin_merging.trackers import redact
 from twin_merging.validation import to_plain, validate
 
@@ -48,7 +52,7 @@ def _run_in(folder: Path, cfg: DictConfig, overrides: list[str]) -> None:
     label = folder.name if is_of_sweep(folder) else ", ".join(overrides) or "default"
     try:
         load_plugins(list(cfg.get("plugins") or []))
-        run = validate(cfg)
+        run = validate(settled(cfg, overrides))
         OmegaConf.save(OmegaConf.create(to_plain(run)), folder / "config.yaml")
         label = execute(run, folder, overrides)
     except Exception as error:  # whatever it is, the other jobs go on
@@ -81,9 +85,15 @@ def execute(run: RunConfig, folder: Path, overrides: list[str]) -> str:
     record = result.json("result.json")
     results = _results(run, stages, record, overrides)
     results["seconds"] += result.seconds
+    results["task_unknown"] = _task_unknown(run, stages, folder)
+    results["inference"] = _timing(run, stages)
     with full_disk_explained(folder, "paths.outputs"):
         write(folder, results)
         _track(run, results, folder)
+    for sentence in warnings(results["experts"], run.experts.tolerance):
+        log.warning("  %s", sentence)
+    for sentence in results["leaks"]:
+        log.warning("  warning: %s", sentence)
     average = record["average_normalized"]
     shown = "undefined" if average is None else f"{average:.2f}"
     log.info("  average normalized %s   (%s)", shown, format_seconds(time.perf_counter() - start))
@@ -113,7 +123,8 @@ def _results(run: RunConfig, stages: Stages, record: dict[str, Any], overrides: 
         "status": "done", "average_normalized": record["average_normalized"], "average_raw": record["average_raw"],
         "reference": record["reference"], "bytes_stored": record["bytes_stored"], "seconds": record["seconds"],
         "peak_memory": record["peak_memory"], "offline_suite": run.tasks.name == "offline_text",
-        "tasks": record["tasks"], "routing": record["routing"], "choices": record["choices"],
+        "costs": record["costs"], "tasks": record["tasks"], "routing": record["routing"], "choices": record["choices"],
+        "experts": compare(record["tasks"], run.experts.reference or {}, run.experts.tolerance), "leaks": leaks(run),
         "stages": [{**stage, "cached": stage["key"] not in computed_now} for stage in record["stages"]],
         "provenance": {
             "job": job_identity(run, stages.result.key), "config": redact(to_plain(run)), "overrides": redact(overrides), "versions": package_versions(),
@@ -121,6 +132,27 @@ def _results(run: RunConfig, stages: Stages, record: dict[str, Any], overrides: 
             "data": record["data"], "checkpoints": record["checkpoints"],
         },
     }  # fmt: skip
+
+
+def _task_unknown(run: RunConfig, stages: Stages, folder: Path) -> dict[str, Any] | None:
+    """What ``evaluation=task_unknown`` found, beside the scores; its stream is copied into the job's folder."""
+    if not isinstance(run.evaluation, TaskUnknown):
+        return None
+    from twin_merging.pipeline import task_unknown
+
+    found = stages.get(task_unknown.stage(stages))
+    with full_disk_explained(folder, "paths.outputs"):
+        shutil.copyfile(found.path(task_unknown.STREAM), folder / task_unknown.STREAM)
+    return found.json(task_unknown.RECORD)
+
+
+def _timing(run: RunConfig, stages: Stages) -> dict[str, Any] | None:
+    """Seconds per 1000 items, beside a static encoder's; None where they are not asked for."""
+    if getattr(run.evaluation, "timing", None) is None:
+        return None
+    from twin_merging.pipeline import timing
+
+    return stages.get(timing.stage(stages)).json(timing.RECORD)
 
 
 def _track(run: RunConfig, results: dict[str, Any], folder: Path) -> None:

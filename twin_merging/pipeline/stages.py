@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from twin_merging import assets
 from twin_merging.backbones.sources import Source, locate
 from twin_merging.config import (
+    Rows,
     RunConfig,
     Svd,
     backbones,
@@ -20,7 +22,10 @@ from twin_merging.config import (
     task_sources,
 )
 from twin_merging.errors import unknown
-from twin_merging.pipeline import data_stages, routing_stages
+from twin_merging.experts.published import located, source_of
+from twin_merging.merging.method import can_draw
+from twin_merging.mirror.folder import ASSETS
+from twin_merging.pipeline import data_stages, routing_stages, unseen_stages
 from twin_merging.pipeline.cache import Artefact, Cache
 from twin_merging.pipeline.environment import resolve_precision
 from twin_merging.pipeline.labels import describe, label_of
@@ -36,6 +41,7 @@ SPEED = (
     "kernels",
     "memory",
     "explain",
+    "timing",
 )  # options that change how fast it goes and not what comes out
 SHARED_RANK = 64  # ranks up to this share one decomposition, larger ones that of all triplets
 
@@ -53,9 +59,12 @@ class Stages:
 
     def __init__(self, run: RunConfig, cache: Cache):
         self.run, self.cache = run, cache
-        self.asset_folder = assets.asset_folder(run.paths.assets)
+        self.mirror = Path(run.paths.mirror).expanduser() if run.paths.mirror else None
+        self.asset_folder = assets.asset_folder(str(self.mirror / ASSETS) if self.mirror else run.paths.assets)
         self.precision = resolve_precision(run.precision, run.device)
-        self.names = list(run.tasks.names)
+        self.unseen = list(run.tasks.unseen)
+        self.names = [name for name in run.tasks.names if name not in self.unseen]
+        self.evaluated = [*self.names, *self.unseen]
         self.method = run.merge_method
         self.is_twin = hasattr(self.method, "shared")
         self.is_surgery = hasattr(self.method, "merge")
@@ -67,7 +76,7 @@ class Stages:
     def task_source(self) -> Any:
         """The source of the tasks, which knows all the names asked for."""
         source = task_sources[self.run.tasks.name].load()(self.run.tasks, self.run.paths)
-        for name in self.names:
+        for name in self.evaluated:
             if name not in source.known():
                 raise unknown("tasks.names", name, source.known(), "task")
         return source
@@ -75,15 +84,21 @@ class Stages:
     @cached_property
     def backbone_source(self) -> Source:
         """The pre-trained model's folder."""
-        return locate(self.run.backbone.pretrained, self.run.backbone.revision, self.asset_folder)
+        backbone = self.run.backbone
+        return locate(backbone.pretrained, backbone.revision, self.asset_folder, mirror=self.mirror)
 
     def data(self, name: str) -> Stage:
         """A task's three splits."""
         options = {
-            "source": self.task_source.identity(name), "code": task_sources[self.run.tasks.name].code_hash(), "name": name, "rows": to_plain(self.run.tasks.rows),
-            "limit": self.run.tasks.limit, "seed": self.run.tasks.split_seed,
+            "source": self.task_source.identity(name), "code": task_sources[self.run.tasks.name].code_hash(), "name": name, "rows": to_plain(self.rows(name)),
+            "limit": self.run.tasks.limit, "seed": self.run.tasks.split_seed, "order": self.run.tasks.order,
         }  # fmt: skip
         return Stage("data", name, options, (), by("compute", "data", self, name))
+
+    def rows(self, name: str) -> Rows:
+        """How many rows of each split a task has at most."""
+        tasks = self.run.tasks
+        return replace(tasks.rows, train=(tasks.train_rows or {}).get(name, tasks.rows.train))
 
     @cached_property
     def base(self) -> Stage:
@@ -97,18 +112,16 @@ class Stages:
 
     def expert(self, name: str) -> Stage:
         """θ_t and its head: fine-tuned here, or imported from ``experts.source``."""
-        if self.run.experts.source is not None:
-            where = self.run.experts.source.replace("{task}", name)
-            source = locate(where, None, self.asset_folder, "experts.source")
+        if (where := source_of(self.run.experts, name)) is not None:
+            source = located(where, self.asset_folder, f"experts.source of {name}", self.mirror)
             inputs = (self.base, self.data(name))
-            options: Any = {"source": source.identity}
-            return Stage(
-                "expert", f"{name} from {where}", options, inputs, by("compute", "imported_expert", self, name, source)
-            )
+            options: Any = {"source": source.identity, "labels": (self.run.experts.labels or {}).get(name)}
+            load = by("compute", "imported_expert", self, name, source)
+            return Stage("expert", f"{name} from {where}", options, inputs, load, version=2)
         component = finetunings[self.run.finetune.name]
         options = {
             "finetune": to_plain(self.run.finetune), "code": component.code_hash(), "max_length": self.run.backbone.max_length,
-            "precision": self.precision, "seed": self.run.seed,
+            "precision": self.precision, "seed": self.run.training_seed,
         }  # fmt: skip
         return Stage("expert", name, options, (self.base, self.data(name)), by("compute", "expert", self, name))
 
@@ -126,10 +139,12 @@ class Stages:
             "method": to_plain(method),
             "code": component.code_hash(),
             "parameters": to_plain(self.run.parameters),
-            "seed": self.run.seed,  # of what a method draws at random
         }
+        if can_draw(component.load()):  # seeds of a sweep that change nothing share the merge and its grid
+            options["seed"] = self.run.seed
         inputs: tuple[Stage, ...] = (self.base, *self.experts, *data_stages.statistics(self, method))
         if getattr(method, "grid", None):
+            options["excluded"] = self.run.evaluation.excluded
             options["precision"], options["max_length"] = self.precision, self.run.backbone.max_length
             inputs = (*inputs, *(self.data(name) for name in self.names))
         else:
@@ -179,16 +194,27 @@ class Stages:
         return Stage("basis", label, options, (self.base, *self.experts, self.shared), by("exclusive", "basis", self))
 
     def encoded(
-        self, encoder: Stage, split: str, names: list[str], label: str, layer: int = -1, for_router: bool = False
-    ) -> Stage:
-        """A static encoder's features of one split of some tasks; those for the router, or it alone, come from ``layer``."""
+        self, encoder: Stage, split: str, names: list[str], label: str, layer: int = -1, for_router: bool = False,
+        rows: int | None = None, own: bool = False,
+    ) -> Stage:  # fmt: skip
+        """A static encoder's features of one split of some tasks; those for the router, or it alone, come from ``layer``.
+
+        Args:
+            rows: of each task at most, the first.
+            own: each task's rows are seen with its expert's values of what does not merge.
+        """
         options = {
             "split": split, "precision": self.precision, "max_length": self.run.backbone.max_length, "layer": layer,
         }  # fmt: skip
         if for_router:
             options["for_router"] = True
-        inputs = (encoder, *(self.data(name) for name in names))
-        load = by("compute", "encoded", self, encoder, split, names, label, layer, for_router)
+        if rows is not None:
+            options["rows"] = rows
+        inputs: tuple[Stage, ...] = (encoder, *(self.data(name) for name in names))
+        if own:
+            options["parameters"] = to_plain(self.run.parameters)
+            inputs = (*inputs, *self.experts)
+        load = by("compute", "encoded", self, encoder, split, names, label, layer, for_router, rows, own)
         return Stage("encode", f"{split} rows by {label}", options, inputs, load)
 
     def encoded_by_expert(self, index: int, split: str = TEST) -> Stage:
@@ -196,10 +222,16 @@ class Stages:
         name = self.names[index]
         return self.encoded(self.experts[index], split, [name], f"the {name} expert")
 
-    def encoded_by_shared(self, split: str) -> Stage:
+    def encoded_by_shared(self, split: str, own: bool = False) -> Stage:
         """The shared encoder's features of all tasks."""
         layer = getattr(self.run.router, "layer", -1)
-        return self.encoded(self.shared, split, self.names, f"the {self.shared.label} encoder", layer)
+        names = self.evaluated if split == TEST else self.names
+        return self.encoded(self.shared, split, names, f"the {self.shared.label} encoder", layer, own=own)
+
+    @property
+    def answers_with_own(self) -> bool:
+        """Whether what does not merge has the values of the true task's expert when rows are answered."""
+        return self.run.evaluation.excluded == "task"
 
     @cached_property
     def router(self) -> Stage:
@@ -223,7 +255,10 @@ class Stages:
             "inference": _determining(self.run.inference), "code": inferences[self.run.inference.name].code_hash(), "router": self.run.router.name, "precision": self.precision,
             "max_length": self.run.backbone.max_length, "layer": getattr(self.run.router, "layer", None),
         }  # fmt: skip
-        inputs = (self.shared, self.exclusive, *self.routing, *(self.data(name) for name in self.names))
+        inputs = (self.shared, self.exclusive, *self.routing, *(self.data(name) for name in self.evaluated))
+        if self.answers_with_own:
+            options["parameters"] = to_plain(self.run.parameters)
+            inputs = (*inputs, *self.experts)
         load = by("compute", "dynamic", self)
         return Stage("dynamic", "test rows, merged anew for each", options, inputs, load, version=2)
 
@@ -234,7 +269,7 @@ class Stages:
             return [self.dynamic]
         if self.method.name == "finetuned":
             return [self.encoded_by_expert(index) for index in range(len(self.names))]
-        return [self.encoded_by_shared(TEST)]
+        return [self.encoded_by_shared(TEST, self.answers_with_own)]
 
     @property
     def learned(self) -> tuple[Stage, ...]:
@@ -247,16 +282,15 @@ class Stages:
     def result(self) -> Stage:
         """Scores, bytes, routing and choices of the job."""
         references = [self.encoded_by_expert(index) for index in range(len(self.names))]
-        inputs = (*self.experts, *references, *self.answered, *self.routing, *self.learned)
+        inputs = (*self.experts, *references, *self.answered, *self.routing, *self.learned, *unseen_stages.needed(self))
         options = {
             "method": to_plain(self.method),
             "sparsifier": describe(self.run.sparsifier),
-            "evaluation": _determining(self.run.evaluation),
+            "evaluation": unseen_stages.determining(self, _determining(self.run.evaluation)),
             "code": evaluations[self.run.evaluation.name].code_hash(),
         }
-        return Stage(
-            "result", f"{self.label}, {self.run.evaluation.heads} heads", options, inputs, by("result", "result", self)
-        )
+        label = f"{self.label}, {self.run.evaluation.heads} heads"
+        return Stage("result", label, options, inputs, by("result", "result", self), version=2)
 
     @property
     def label(self) -> str:

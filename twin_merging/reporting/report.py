@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twin_merging.errors import UserError
+from twin_merging.reporting.cost_tables import cost_table, write_cost_table
 from twin_merging.reporting.methods import join_seeds
 from twin_merging.reporting.results import collect, collect_failures, job_folders
 from twin_merging.reporting.tables import Table, results_table, write_tables
+from twin_merging.reporting.unknown_tables import methods_of, unknown_tables, write_unknown_tables
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +23,7 @@ FIGURES = "figures"
 
 @dataclass(frozen=True)
 class Report:
-    """What was found below ``folder`` and what was written there. ``table`` is None if every job failed."""
+    """What was found below ``folder`` and what was written there. ``table`` is None if every job failed; ``others`` follow it."""
 
     folder: Path
     results: tuple[dict[str, Any], ...]
@@ -29,6 +31,7 @@ class Report:
     table: Table | None
     tables: tuple[Path, ...] = ()
     figures: tuple[Path, ...] = ()
+    others: tuple[Table, ...] = ()
 
 
 def report(folder: Path) -> Report:
@@ -44,9 +47,13 @@ def report(folder: Path) -> Report:
     if not results:
         return Report(folder, (), tuple(failures), None)
     table = results_table(results)
-    tables = write_tables(table, folder)
+    costs, unknown = cost_table(results), unknown_tables(results)
+    tables = [*write_tables(table, folder), *write_unknown_tables(unknown, folder)]
+    if costs is not None:
+        tables += write_cost_table(costs, folder)
     figures = _draw(results, job_folders(folder), folder / FIGURES)
-    return Report(folder, tuple(results), tuple(failures), table, tuple(tables), tuple(figures))
+    others = (*([costs] if costs else []), *unknown.values())
+    return Report(folder, tuple(results), tuple(failures), table, tuple(tables), tuple(figures), others)
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -56,7 +63,8 @@ def print_report(report: Report, console: Console) -> None:
     from twin_merging.reporting.formats import print_table
 
     if report.table:
-        print_table(report.table, console)
+        for table in (report.table, *report.others):
+            print_table(table, console)
     for failure in report.failures:
         first_line = (str(failure.get("message") or "").strip().splitlines() or ["no message"])[0]
         console.print(Text(f"failed: {failure.get('label', 'a job')}: {first_line}", style="bold red"))
@@ -78,6 +86,10 @@ def _draw(results: Sequence[dict[str, Any]], jobs: Sequence[Path], folder: Path)
         first = routed[label].results[0]
         job = next(job for job, result in zip(jobs, results, strict=True) if result is first)
         paths += _heatmap_of(job, first, folder, f"routing_{slug(label)}")
+    for method in methods_of(results):
+        from twin_merging.reporting.unknown_figures import unknown_figures
+
+        paths += unknown_figures(method.results[0], method.label, folder)
     return paths
 
 

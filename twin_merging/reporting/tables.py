@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from twin_merging.reporting.methods import Estimate, Method, join_seeds, task_metrics
@@ -80,7 +81,7 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
         columns=_columns(metrics),
         rows=tuple(_row(method, metrics) for method in methods),
         notes=tuple(_notes(methods, metrics)),
-        warning=OFFLINE_WARNING if warned else None,
+        warning="; ".join([*([OFFLINE_WARNING] if warned else []), *_leaks(results)]) or None,
     )
 
 
@@ -174,6 +175,7 @@ def _notes(methods: Sequence[Method], metrics: dict[str, str]) -> list[str]:
     notes.append(f"Heads: {'; '.join(heads)}." if heads else "")
     notes.append(SEED_NOTE if any(len(method.results) > 1 for method in methods) else "")
     notes += _choice_notes(methods)
+    notes += _expert_notes(results)
     repeats = sum(method.repeats for method in methods)
     notes.append(
         f"{repeats} job(s) repeat the seed of a later job in the same row and are left out." if repeats else ""
@@ -198,6 +200,31 @@ def _choice_notes(methods: Sequence[Method]) -> list[str]:
             words.append(f"{what} = {values.pop() if alike else ', '.join(dict.fromkeys(by_method.values()))}")
         notes.append(f"Chosen on the {split} split: {'; '.join(words)}.")
     return notes
+
+
+def _leaks(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Each leak once, with the rows that have it unless all do."""
+    labels: dict[str, dict[str, None]] = {}
+    for result in results:
+        for leak in result.get("leaks", []):
+            labels.setdefault(leak, {})[result["label"]] = None
+    everyone = {result["label"] for result in results}
+    return [leak if set(having) == everyone else f"{leak} ({', '.join(having)})" for leak, having in labels.items()]
+
+
+def _expert_notes(results: Sequence[dict[str, Any]]) -> list[str]:
+    """The experts' scores beside the published ones: means over what the table's jobs found, and which are off."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        for task, entry in result.get("experts", {}).items():
+            found.setdefault(task, []).append(entry)
+    if not found:
+        return []
+    scores = {task: fmean(entry["raw"] for entry in entries) for task, entries in found.items()}
+    words = [f"{task} {scores[task]:.1f} ({entries[0]['reference']:.1f})" for task, entries in found.items()]
+    off = [task for task, entries in found.items() if any(entry["off"] for entry in entries)]
+    apart = f" Off by more than the tolerance: {', '.join(off)}." if off else ""
+    return [f"Experts, and what is published of them: {', '.join(words)}.{apart}"]
 
 
 def _plain(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Validation rows that a router is not trained on, and what is chosen on them. Test rows are refused."""
+"""Rows that a router is not trained on, and what is chosen on them. Test rows are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def split(inputs: list[Rows], rows: int | None, holdout: float) -> tuple[list[Ro
     """(rows to train on, rows held out) of each task, the same share of each.
 
     Args:
-        inputs: for each task, what the router reads of its validation rows.
+        inputs: for each task, what the router reads of its rows.
         rows: how many of a task are used, at most.
         holdout: the share of them that is held out, at least one row.
     """
@@ -41,11 +41,11 @@ def log_likelihood(logits: Tensor, y: Tensor) -> float:
     return -float(F.cross_entropy(logits, y))
 
 
-def calibrate(logits: Tensor, y: Tensor, tasks: list[Task]) -> Choice:
+def calibrate(logits: Tensor, y: Tensor, tasks: list[Task], split: str = VALIDATION) -> Choice:
     """The temperature, of 2^-3 to 2^3, under which the held-out rows are most likely (Guo et al., 2017)."""
     grid = [2 ** (step / 4) for step in range(-12, 13)]
     scores = {value: log_likelihood(logits / value, y) for value in grid}
-    return choose("temperature of the router", scores, tasks, VALIDATION)
+    return choose("temperature of the router", scores, tasks, split)
 
 
 def report(logits: Tensor, y: Tensor, train_rows: int, temperature: float, choices: list[Choice]) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twin_merging.config import MlpRouter as Options
-from twin_merging.evaluation.selection import choose
+from twin_merging.evaluation.selection import Choice, choose, refuse_test
 from twin_merging.progress import track
 from twin_merging.routers import holdout
 from twin_merging.routers.holdout import labels
-from twin_merging.tasks.base import VALIDATION, Task
+from twin_merging.tasks.base import Task
 
 
 class MlpRouter(nn.Module):
@@ -73,12 +73,12 @@ class MlpRouter(nn.Module):
         """Train a router by cross-entropy on the identity of the task.
 
         Args:
-            features: for each task, the shared expert's mean token states of its validation rows, (rows, d).
+            features: for each task, the shared expert's mean token states of its rows of ``options.source``, (rows, d).
             tasks: the tasks, in the order of the experts.
             seed: of initialization, dropout and order.
 
         Returns:
-            The router of the best epoch, and plain JSON: its accuracy on the rows held out from training, its temperature,
+            The router of the best epoch, or of the last by ``options.selection``, and plain JSON: its accuracy on the rows held out from training, its temperature,
             its training rows, and the choices made.
         """
         torch.manual_seed(seed)
@@ -97,10 +97,14 @@ class MlpRouter(nn.Module):
                 optimizer.step()
             by_epoch[epoch] = holdout.log_likelihood(router.logits(held_x), held_y)
             states[epoch] = {name: tensor.clone() for name, tensor in router.state_dict().items()}
-        choices = [choose("epoch of the router", by_epoch, tasks, VALIDATION)]
-        router.load_state_dict(states[choices[0]["chosen"]])
+        choices: list[Choice] = []
+        if options.selection == "last":
+            refuse_test("rows of the router", tasks, options.source)
+        else:
+            choices.append(choose("epoch of the router", by_epoch, tasks, options.source))
+            router.load_state_dict(states[choices[0]["chosen"]])
         logits = router.logits(held_x)
         if options.temperature is None:
-            choices.append(holdout.calibrate(logits, held_y, tasks))
+            choices.append(holdout.calibrate(logits, held_y, tasks, options.source))
             router.temperature.fill_(choices[-1]["chosen"])
         return router, holdout.report(logits, held_y, len(x), float(router.temperature), choices)

@@ -14,7 +14,7 @@ from twin_merging.evaluation.selection import choose
 from twin_merging.progress import track
 from twin_merging.routers import holdout
 from twin_merging.routers.holdout import labels
-from twin_merging.tasks.base import VALIDATION, Task
+from twin_merging.tasks.base import Task
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -94,7 +94,7 @@ class TfidfRouter(nn.Module):
 
         Args:
             options: the router's options.
-            ids: for each task, its validation rows.
+            ids: for each task, its rows of ``options.source``.
             tasks: the tasks, in the order of the experts.
             seed: unused: nothing is drawn.
 
@@ -112,10 +112,10 @@ class TfidfRouter(nn.Module):
             fitted[C] = router = cls(options.sublinear, start.idf, weight, bias, options.temperature or 1.0).eval()
             logits = router(held_x, held_mask)
             if options.temperature is None:  # a stronger penalty leaves smaller logits, for which no C is to be blamed
-                temperatures[C] = holdout.calibrate(logits, held_y, tasks)
+                temperatures[C] = holdout.calibrate(logits, held_y, tasks, options.source)
                 router.temperature.fill_(temperatures[C]["chosen"])
             by_strength[C] = holdout.log_likelihood(logits / router.temperature, held_y)
-        choice = choose("C of the router", by_strength, tasks, VALIDATION)
+        choice = choose("C of the router", by_strength, tasks, options.source)
         router = fitted[choice["chosen"]]
         choices = [choice] if options.temperature is not None else [choice, temperatures[choice["chosen"]]]
         logits = router(held_x, held_mask)

@@ -49,6 +49,8 @@ def as_adapter(options: MergeOptions, layout: Layout) -> bool:
 def _obstacle(options: MergeOptions, layout: Layout) -> str | None:
     if not all(isinstance(expert, Adapter) for expert in layout.experts):
         return "experts are full models"
+    if getattr(options.merge_method, "gamma", None) is not None:
+        return "experts have weights of their own"
     if options.merge_method.name not in WEIGHTS:
         return f"{options.merge_method.name} is not linear in the task vectors"
     for number, expert in enumerate(adapters_of(layout)):

@@ -13,10 +13,12 @@ from typing import Any
 from twin_merging import config
 from twin_merging.checksums import sha256_of
 from twin_merging.errors import UserError, unknown
+from twin_merging.mirror.piece import Piece, hub_rows, local_rows
 from twin_merging.tasks.base import TEST, TRAIN, RawTask, Split
-from twin_merging.tasks.tables import find_table, read_columns
+from twin_merging.tasks.tables import STATE, find_tables, read_split
 
 HUB = "nyu-mll/glue"
+OFFICIAL = {"mnli": "validation_matched"}  # where the split is not called validation
 REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
 
 
@@ -34,12 +36,15 @@ class Glue:
 
     Args:
         options: unused: a source reads whole splits.
-        paths: rows are read from ``data``/glue/TASK/{train,validation}.{parquet,jsonl} if ``data`` is set, else from the
-            hub.
+        paths: rows are read from ``data``/glue/TASK if ``data`` is set, else in the same way from ``mirror``, else from the
+            hub. Such a folder holds ``train`` and ``validation``, or ``validation_matched``: each a parquet file, its
+            shards as the hub names them, JSON lines, or a folder that ``datasets.DatasetDict.save_to_disk`` wrote.
     """
 
     def __init__(self, options: config.Tasks, paths: config.Paths):
-        self.folder = Path(paths.data).expanduser() / "glue" if paths.data else None
+        local = paths.data or paths.mirror
+        self.folder = Path(local).expanduser() / "glue" if local else None
+        self.is_copy = bool(paths.data)
 
     def known(self) -> tuple[str, ...]:
         """Names of all tasks."""
@@ -55,7 +60,18 @@ class Glue:
         about: dict[str, Any] = {"source": "glue", "task": name, "reader": 1}
         if self.folder is None:
             return {**about, "hub": HUB, "revision": REVISION}
-        return {**about, "files": {path.name: sha256_of(path) for path in self._files(name).values()}}
+        files = [path for paths in self._files(name).values() for path in paths]
+        return {**about, "files": {path.relative_to(self.folder / name).as_posix(): sha256_of(path) for path in files}}
+
+    def rows_to_mirror(self, name: str) -> Piece:
+        """What a mirror has to hold of the task: its local files, or the hub's."""
+        _find(name)
+        place = f"glue/{name}"
+        if self.folder is None or not self.is_copy:
+            return hub_rows(place, HUB, REVISION, name, ("train", OFFICIAL.get(name, "validation")))
+        files = [path for paths in self._files(name).values() for path in paths]
+        states = {path.parent / STATE for path in files if path.suffix == ".arrow"}
+        return local_rows(place, self.folder / name, [*files, *sorted(states)])
 
     def load(self, name: str) -> RawTask:
         """The task's rows; a row with an empty text, of which the official data have some, is left out and counted.
@@ -68,7 +84,7 @@ class Glue:
         if self.folder is None:
             tables, source = _hub_columns(name, columns), f"{HUB} at {REVISION}"
         else:
-            tables = {split: read_columns(path, columns) for split, path in self._files(name).items()}
+            tables = {split: read_split(paths, columns) for split, paths in self._files(name).items()}
             source = f"local GLUE files, task {name}"
         splits, empty = {}, {}
         for split, (*texts, labels) in tables.items():
@@ -91,23 +107,23 @@ class Glue:
             },
         )
 
-    def _files(self, name: str) -> dict[str, Path]:
+    def _files(self, name: str) -> dict[str, list[Path]]:
         assert self.folder is not None, "only called for a local mirror"
         found = {
-            TRAIN: find_table(self.folder / name, "train"),
-            TEST: find_table(self.folder / name, "validation", "validation_matched"),
+            TRAIN: find_tables(self.folder / name, "train"),
+            TEST: find_tables(self.folder / name, "validation", "validation_matched"),
         }
-        for split, path in found.items():
-            if path is None:
+        for split, paths in found.items():
+            if not paths:
                 stem = "train" if split == TRAIN else "validation"
                 raise UserError(
                     f"the GLUE task {name} is not in the local mirror",
-                    key="paths.data",
+                    key="paths.data" if self.is_copy else "paths.mirror",
                     found=self.folder / name,
-                    expected=f"{stem}.parquet or {stem}.jsonl in that folder",
-                    hint="paths.data=null reads from the hub",
+                    expected=f"{stem}.parquet or {stem}.jsonl in that folder, {stem}-00000-of-00001.parquet, or a folder of save_to_disk",
+                    hint="paths.data=null reads from the hub" if self.is_copy else "scripts/mirror.py fetches it",
                 )
-        return {split: path for split, path in found.items() if path is not None}
+        return found
 
 
 def _find(name: str) -> Entry:
@@ -119,7 +135,7 @@ def _find(name: str) -> Entry:
 def _hub_columns(name: str, columns: Sequence[str]) -> dict[str, list[list[Any]]]:
     import datasets
 
-    official = {TRAIN: "train", TEST: "validation_matched" if name == "mnli" else "validation"}
+    official = {TRAIN: "train", TEST: OFFICIAL.get(name, "validation")}
     try:
         data = datasets.load_dataset(HUB, name, revision=REVISION)
     except Exception as error:  # the hub client raises dozens of types for no network, a proxy, a login, a full disk

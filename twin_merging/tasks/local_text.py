@@ -9,6 +9,7 @@ from typing import Any
 from twin_merging import config
 from twin_merging.checksums import sha256_of
 from twin_merging.errors import UserError, unknown
+from twin_merging.mirror.piece import Piece, local_rows
 from twin_merging.tasks.base import SPLITS, RawTask, Split
 from twin_merging.tasks.tables import find_table, read_columns
 
@@ -25,18 +26,19 @@ class LocalText:
 
     Args:
         options: unused: a source reads whole splits.
-        paths: ``data`` must be set.
+        paths: ``data``, or else ``mirror``, must be set.
 
     Raises:
-        UserError: if ``paths.data`` is null.
+        UserError: if both are null.
     """
 
     def __init__(self, options: config.Tasks, paths: config.Paths):
-        if not paths.data:
+        local = paths.data or paths.mirror
+        if not local:
             raise UserError(
                 "tasks=local_text needs a folder", key="paths.data", expected="a folder with text/NAME/ in it"
             )
-        self.folder = Path(paths.data).expanduser() / "text"
+        self.folder = Path(local).expanduser() / "text"
 
     def known(self) -> tuple[str, ...]:
         """Names of the folders that have a ``labels.json``."""
@@ -55,6 +57,10 @@ class LocalText:
             "reader": 1,
             "files": {path.name: sha256_of(path) for path in paths},
         }
+
+    def rows_to_mirror(self, name: str) -> Piece:
+        """The task's files."""
+        return local_rows(f"text/{name}", self._find(name), [self._find(name) / LABELS, *self._files(name).values()])
 
     def load(self, name: str) -> RawTask:
         """The task's rows.

@@ -14,7 +14,7 @@ from twin_merging.tasks.checks import check_not_empty, check_rows
 SHARES = {TEST: 0.2, VALIDATION: 0.1}  # of the training rows, where the source and the configuration name no number
 
 
-def prepare(raw: RawTask, rows: Rows, limit: int | None, seed: int) -> Task:
+def prepare(raw: RawTask, rows: Rows, limit: int | None, seed: int, order: str = "seeded") -> Task:
     """Clean a source's rows, cut the splits it lacks from train, and sample each down to what is asked.
 
     Two texts are the same if they agree after NFKC, case folding and single spacing. A text that carries two labels is
@@ -22,6 +22,9 @@ def prepare(raw: RawTask, rows: Rows, limit: int | None, seed: int) -> Task:
     and validation before train. A missing test split (20 % of train, or ``rows.test``), then a missing validation split
     (10 %, or ``rows.validation``) is cut from train, never more than half of it. ``limit`` samples the finished splits
     down and moves no row from one to another.
+
+    Args:
+        order: of a split's rows, of which the first are taken: ``seeded``, which spreads each class evenly, or ``source``.
 
     Raises:
         UserError: for an unusable row, an empty split, or a text that is in two splits.
@@ -38,13 +41,18 @@ def prepare(raw: RawTask, rows: Rows, limit: int | None, seed: int) -> Task:
             count = getattr(rows, name) or max(1, round(SHARES[name] * len(splits[TRAIN])))
             splits[name], splits[TRAIN] = _cut(raw, splits[TRAIN], count, f"{seed}/{raw.name}/{name}")
             origin[name] = f"cut from train: {origin[TRAIN]}"
-    used = {name: _sample(raw, splits[name], _most(getattr(rows, name), limit), seed, name) for name in SPLITS}
+    most = {name: _most(getattr(rows, name), limit) for name in SPLITS}
+    if order == "source":
+        used = {name: splits[name].take(list(range(len(splits[name])))[: most[name]]) for name in SPLITS}
+    else:
+        used = {name: _sample(raw, splits[name], most[name], seed, name) for name in SPLITS}
     for name in SPLITS:
         check_not_empty(raw.name, name, used[name], origin[name])
     provenance = {
         **raw.provenance,
         "splits": origin,
         "split_seed": seed,
+        "order": order,
         "rows": {
             "source": _counts(raw.splits),
             "dropped": dropped,

@@ -1,21 +1,75 @@
-"""Rows of a local file: parquet, JSON lines or CSV."""
+"""Rows of local files: parquet, JSON lines, CSV, or a folder that ``datasets`` saved."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from twin_merging.errors import UserError, nearest
 
 SUFFIXES = ("parquet", "jsonl", "csv")
+STATE = "state.json"  # of a split that ``datasets`` saved
 
 
 def find_table(folder: Path, *stems: str) -> Path | None:
     """The file ``STEM.parquet``, ``STEM.jsonl`` or ``STEM.csv`` in ``folder``, for the first stem there is; else None."""
     candidates = (folder / f"{stem}.{suffix}" for stem in stems for suffix in SUFFIXES)
     return next((path for path in candidates if path.is_file()), None)
+
+
+def find_tables(folder: Path, *stems: str) -> list[Path]:
+    """The files of a split, for the first stem there is: one file as ``find_table`` finds it; the shards
+    ``STEM-00000-of-00002.parquet`` of the hub's copies; or the files of the folder ``STEM`` that ``save_to_disk`` wrote.
+
+    Raises:
+        UserError: if a shard is missing, or the folder's list of files cannot be read.
+    """
+    for stem in stems:
+        if (single := find_table(folder, stem)) is not None:
+            return [single]
+        if shards := _shards(folder, stem):
+            return shards
+        if (folder / stem / STATE).is_file():
+            return _saved(folder / stem)
+    return []
+
+
+def read_split(paths: list[Path], names: tuple[str, ...]) -> list[list[Any]]:
+    """``read_columns`` of one file after the other."""
+    parts = [read_columns(path, names) for path in paths]
+    return [[value for part in parts for value in part[column]] for column in range(len(names))]
+
+
+def _shards(folder: Path, stem: str) -> list[Path]:
+    found: dict[str, dict[int, Path]] = {}
+    for path in folder.glob(f"{stem}-*-of-*.parquet"):
+        if match := re.fullmatch(rf"{re.escape(stem)}-(\d{{5}})-of-(\d{{5}})\.parquet", path.name):
+            found.setdefault(match[2], {})[int(match[1])] = path
+    if not found:
+        return []
+    count, shards = max(found.items())
+    missing = [number for number in range(int(count)) if number not in shards]
+    if missing:
+        raise UserError(
+            "a shard is missing", key=str(folder), found=f"{len(shards)} of {int(count)} of {stem}",
+            expected=f"{stem}-{missing[0]:05d}-of-{count}.parquet",
+        )  # fmt: skip
+    return [shards[number] for number in sorted(shards)]
+
+
+def _saved(folder: Path) -> list[Path]:
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return [folder / entry["filename"] for entry in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"cannot be read ({type(error).__name__})",
+            key=str(folder / STATE),
+            expected="a folder that save_to_disk wrote",
+        ) from error
 
 
 def read_columns(path: Path, names: tuple[str, ...]) -> list[list[Any]]:
@@ -49,6 +103,13 @@ def _parquet(path: Path) -> dict[str, list[Any]]:
     return pyarrow.parquet.read_table(path).to_pydict()
 
 
+def _arrow(path: Path) -> dict[str, list[Any]]:
+    import pyarrow
+
+    with path.open("rb") as file:
+        return pyarrow.ipc.open_stream(file).read_all().to_pydict()
+
+
 def _jsonl(path: Path) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {}
     with path.open(encoding="utf-8-sig") as file:
@@ -71,4 +132,4 @@ def _csv(path: Path) -> dict[str, list[Any]]:
     return {name: list(values) for name, *values in zip(*rows, strict=True)}
 
 
-_READERS = {"parquet": _parquet, "jsonl": _jsonl, "csv": _csv}
+_READERS = {"parquet": _parquet, "arrow": _arrow, "jsonl": _jsonl, "csv": _csv}

@@ -1,0 +1,100 @@
+"""``when``: what an experiment sets of an option, where that option is chosen and the command line does not set it."""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from twin_merging.compose import plan
+from twin_merging.errors import UserError
+from twin_merging.settings import settled
+
+WHEN = {
+    "method=a": {"method.x": 5, "method.grid": [1, 2]},
+    "method.inner=b": {"method.inner.y": 6},
+    "sparsifier=svd": {"sparsifier.rank": 76},
+}
+
+
+def config(method: str = "a", inner: str = "b", when: dict | None = None):
+    return OmegaConf.create({
+        "method": {"name": method, "x": 1, "grid": None, "inner": {"name": inner, "y": 2}},
+        "sparsifier": {"name": "svd", "rank": None, "budget": 9},
+        "when": WHEN if when is None else when,
+    })  # fmt: skip
+
+
+def test_it_holds_where_the_option_is_chosen_and_is_gone_afterwards():
+    found = settled(config(), [])
+    assert found.method == {"name": "a", "x": 5, "grid": [1, 2], "inner": {"name": "b", "y": 6}}
+    assert found.sparsifier.rank == 76
+    assert "when" not in found
+
+
+def test_it_does_not_hold_for_another_option():
+    found = settled(config("other", "c"), [])
+    assert found.method == {"name": "other", "x": 1, "grid": None, "inner": {"name": "c", "y": 2}}
+
+
+@pytest.mark.parametrize("given", ["method.x=3", "+method.x=3", "++method.x=3"])
+def test_what_the_command_line_sets_stays(given: str):
+    found = settled(config(), [given, "method=a"])
+    assert found.method.x == 1  # as composed
+    assert found.method.grid == [1, 2]
+
+
+def test_any_size_of_a_sparsifier_stands_for_all_of_them():
+    assert settled(config(), ["sparsifier.budget=9"]).sparsifier.rank is None
+
+
+def test_the_composed_configuration_is_left_as_it_is():
+    cfg = config()
+    settled(cfg, [])
+    assert cfg.method.x == 1
+    assert "when" in cfg
+
+
+@pytest.mark.parametrize("when", [{"method": {"method.x": 1}}, {"method=a": 3}])
+def test_what_is_no_condition_is_refused(when: dict):
+    with pytest.raises(UserError) as caught:
+        settled(config(when=when), [])
+    assert caught.value.key == "when"
+
+
+def job(*overrides: str):
+    (run,) = plan(list(overrides), multirun=False).jobs
+    return run
+
+
+def test_the_glue_suite_has_the_papers_settings():
+    run = job("+exp=glue_roberta")
+    assert (run.backbone.pretrained, run.backbone.max_length) == ("FacebookAI/roberta-base", 128)
+    assert (run.finetune.epochs, run.finetune.lr, run.finetune.batch_size) == (10, 1e-5, 64)
+    assert (run.finetune.warmup, run.finetune.weight_decay) == (0.06, 0.01)
+    assert (run.merge_method.name, run.merge_method.shared.scaling, run.sparsifier.rank) == ("twin", 0.29, 76)
+    assert (run.router.lr, run.router.epochs, run.router.rows, run.router.layer) == (5e-4, 10, 1000, -1)
+    assert list(run.experts.reference) == run.tasks.names
+
+
+def test_the_shared_experts_scaling_is_task_arithmetics_alone():
+    assert job("+exp=glue_roberta", "merge_method@merge_method.shared=ties").merge_method.shared.scaling == 1.0
+    assert job("+exp=glue_roberta", "merge_method.shared.scaling=0.5").merge_method.shared.scaling == 0.5
+    assert job("+exp=glue_roberta", "merge_method=ties").merge_method.grid
+
+
+def test_the_authors_suite_differs_by_named_options():
+    run = job("+exp=glue_roberta_authors")
+    assert (run.parameters.exclude, run.evaluation.excluded, run.tasks.order) == ([".*bias.*"], "task", "source")
+    assert (run.tasks.rows.test, run.sparsifier.rank, run.sparsifier.fraction) == (1000, None, 0.1)
+    router = run.router
+    assert (router.source, router.rows, router.epochs, router.batch_size) == ("train", 5500, 50, 1024)
+    assert router.selection == "last"
+    ties = job("+exp=glue_roberta_authors", "merge_method=ties").merge_method
+    assert (ties.density, ties.scaling, ties.grid) == (0.1, 0.7, None)
+    assert job("+exp=glue_roberta_authors", "merge_method=task_arithmetic").merge_method.scaling == 0.29
+
+
+def test_every_job_of_a_sweep_has_its_own():
+    jobs = plan(["+exp=glue_roberta", "merge_method=ties,task_arithmetic,twin", "sparsifier.rank=1,16"], True).jobs
+    assert [run.sparsifier.rank for run in jobs] == [1, 16] * 3
+    assert [getattr(run.merge_method, "grid", None) is not None for run in jobs] == [True] * 4 + [False] * 2

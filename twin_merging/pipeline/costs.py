@@ -1,0 +1,115 @@
+"""What a method costs: numbers and bytes that answering needs, tokens that it was trained on, seconds and memory to make it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from twin_merging.pipeline.artefacts import ENCODER, backbone_of, tasks_of, tokens_of
+from twin_merging.pipeline.cache import Artefact
+from twin_merging.pipeline.data_methods import size_of_heads
+from twin_merging.pipeline.routing_stages import reads_tokens
+from twin_merging.pipeline.stage import Stage, upstream
+from twin_merging.pipeline.stages import Stages
+from twin_merging.safetensors_format import read_header
+from twin_merging.tasks.base import TRAIN, VALIDATION, Split
+
+BEFORE_MERGING = ("data", "base", "expert")
+PARTS = ("encoder", "exclusive", "router", "heads")
+
+
+def costs_of(stages: Stages) -> dict[str, Any]:
+    """``stored`` and ``training_tokens``, which are the same in every run, and ``making``: seconds and peak memory of what
+    comes after the experts, without evaluation."""
+    return {"stored": stored(stages), "training_tokens": training_tokens(stages), "making": _making(stages)}
+
+
+def stored(stages: Stages) -> dict[str, dict[str, int]]:
+    """``parameters`` and ``bytes`` on disk of each of ``PARTS``; 0 for a part that answering does not need.
+
+    The encoder is that of a static method, the shared one of a dynamic method, and all T of fine-tuned experts. Parameters are
+    floating-point numbers; masks, bitmaps and indices count as bytes alone.
+    """
+    encoders = len(stages.names) if stages.method.name == "finetuned" else 1
+    found = {part: (0, 0) for part in PARTS}
+    parameters, size = _file(stages.get(stages.base), ENCODER)
+    found["encoder"] = (parameters * encoders, size * encoders)
+    if stages.is_dynamic:
+        found["exclusive"] = _file(stages.get(stages.exclusive), "exclusive.safetensors")
+    if stages.trains_router:
+        found["router"] = _file(stages.get(stages.router), "router.safetensors")
+    found["heads"] = size_of_heads(stages)
+    return {part: {"parameters": parameters, "bytes": size} for part, (parameters, size) in found.items()}
+
+
+def training_tokens(stages: Stages) -> dict[str, int | None]:
+    """Real tokens, without padding, that went through an encoder to train each part (paper Table 7).
+
+    ``experts``: rows × epochs of all fine-tunings; None where one is imported. ``multitask``: the same of joint training.
+    ``router``: its training rows once, as its epochs pass over states that are kept; 0 for one that no encoder runs for.
+    ``learned``: what AdaMerging (steps × batch × tasks, by the mean length of the rows) and Surgery (rows once) learn from.
+    ``after_experts``: what the method adds to its experts; of joint training, which has none, its own.
+    """
+    by_expert = [stages.get(stage).json("expert.json").get("train_tokens") for stage in stages.experts]
+    experts = None if None in by_expert else sum(by_expert)
+    joint, router, learned = 0, _router_tokens(stages), _learned_tokens(stages)
+    if stages.is_joint:  # the union of the experts' rows, for as many epochs
+        joint = _tokens(stages, TRAIN) * stages.run.finetune.epochs if experts is None else experts
+    return {
+        "experts": experts, "multitask": joint, "router": router, "learned": learned,
+        "after_experts": joint + router + learned,
+    }  # fmt: skip
+
+
+def _router_tokens(stages: Stages) -> int:
+    if not stages.trains_router or reads_tokens(stages):
+        return 0
+    router, total = stages.run.router, 0
+    for task in tasks_of(stages):
+        split = task.splits[getattr(router, "source", VALIDATION)]
+        used = min(len(split), getattr(router, "rows", None) or len(split))
+        held = max(1, round(getattr(router, "holdout", 0) * used)) if hasattr(router, "holdout") else 0
+        total += _count(stages, split.take(list(range(held, used))))
+    return total
+
+
+def _learned_tokens(stages: Stages) -> int:
+    method, total = stages.method, 0
+    parts: list[Any] = [method, getattr(method, "shared", None), getattr(method, "merge", None)]
+    for each in parts:
+        if getattr(each, "needs", None) == "coefficients":
+            means = [
+                _count(stages, task.splits[each.inputs]) / len(task.splits[each.inputs]) for task in tasks_of(stages)
+            ]
+            total += round(each.steps * each.batch_size * sum(means))
+    return total + (_tokens(stages, method.inputs) if stages.is_surgery else 0)
+
+
+def _tokens(stages: Stages, split: str) -> int:
+    return sum(len(row["input_ids"]) for task in tasks_of(stages) for row in tokens_of(stages, task, split).rows)
+
+
+def _count(stages: Stages, split: Split) -> int:
+    return sum(len(row["input_ids"]) for row in backbone_of(stages).tokenize(split.texts).rows) if len(split) else 0
+
+
+def _making(stages: Stages) -> dict[str, float]:
+    made: list[Stage] = [stages.shared, *stages.learned]
+    made += [stages.exclusive] if stages.is_dynamic else []
+    made += [stages.router] if stages.trains_router else []
+    keys = {stage.key: stage for part in made for stage in upstream(part) if stage.name not in BEFORE_MERGING}
+    return spent(stages.get(stage) for stage in keys.values())
+
+
+def spent(artefacts: Iterable[Artefact]) -> dict[str, float]:
+    """``seconds``, in all, and ``peak_memory``, the largest, of computing some artefacts; 0 of none."""
+    each = list(artefacts)
+    return {
+        "seconds": sum(artefact.seconds for artefact in each),
+        "peak_memory": max((artefact.peak_memory for artefact in each), default=0),
+    }
+
+
+def _file(artefact: Artefact, name: str) -> tuple[int, int]:
+    entries, _, _ = read_header(artefact.path(name))
+    return sum(entry.numel for entry in entries.values() if entry.dtype.is_floating_point), artefact.bytes(name)

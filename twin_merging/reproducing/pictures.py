@@ -1,0 +1,237 @@
+"""The paper's figures from an item's results: PNG and SVG.
+
+Importing this file imports matplotlib. Series differ in marker and line style as well as in colour, so that they can be
+told apart in grey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from twin_merging.reporting.bars import WARNING
+from twin_merging.reporting.figures import _figure as styled
+from twin_merging.reporting.figures import _save as save
+from twin_merging.reporting.methods import estimate
+from twin_merging.reproducing.cells import Plan
+from twin_merging.reproducing.item import Row
+from twin_merging.reproducing.tables import in_percent, name_of, warning_of
+
+Results = dict[str, dict[str, Any]]
+LINES: tuple[dict[str, Any], ...] = (
+    {"color": "#000000", "marker": "o", "linestyle": "-"},
+    {"color": "#0072B2", "marker": "s", "linestyle": "--"},
+    {"color": "#E69F00", "marker": "^", "linestyle": "-"},
+    {"color": "#009E73", "marker": "D", "linestyle": ":"},
+    {"color": "#D55E00", "marker": "v", "linestyle": "-."},
+    {"color": "#CC79A7", "marker": "P", "linestyle": (0, (1, 1))},
+    {"color": "#56B4E9", "marker": "X", "linestyle": "--"},
+    {"color": "#F0E442", "marker": "*", "linestyle": "-"},
+    {"color": "#999999", "marker": "h", "linestyle": ":"},
+)
+TOP = 0.88  # where matplotlib lets axes end, as a share of the figure
+HATCHES = ("", "//", "", "..", "\\\\", "", "xx", "++", "")
+
+
+def draw(plan: Plan, results: Results) -> list[Path]:
+    """Draw an item's picture into its folder."""
+    with styled() as figure:
+        _DRAWINGS[plan.item.draw or ""](figure, plan, results)
+        title = f"{name_of(plan.item)}: {plan.item.title}"
+        top = figure.get_figheight()
+        figure.text(0.5, TOP + 0.5 / top, fill(title, 90), ha="center", va="bottom", fontsize="large")
+        words = warning_of(plan) or f"suite {plan.suite}, {plan.backbone}"
+        figure.text(0.5, TOP + 0.25 / top, words, ha="center", va="bottom", **WARNING)
+        return save(figure, plan.folder, plan.item.name)
+
+
+def _of(plan: Plan, results: Results, row: Row) -> list[dict[str, Any]]:
+    return [results[cell.name] for cell in plan.cells if cell.row is row and cell.name in results]
+
+
+def _points(plan: Plan, results: Results, x: str, y: str) -> Iterator[tuple[str, list[tuple[float, float]]]]:
+    """By series, (x, mean over seeds of y) of the rows that have results."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for row in plan.rows:
+        value = estimate([result[y] for result in _of(plan, results, row)])
+        if x in row.at and value is not None:
+            series.setdefault(row.at["series"], []).append((row.at[x], value.mean))
+    yield from series.items()
+
+
+def _lines(axes: Axes, series: Iterator[tuple[str, list[tuple[float, float]]]], first: int = 0) -> None:
+    for index, (name, points) in enumerate(series, first):
+        axes.plot(*zip(*points, strict=True), label=name, markersize=5, linewidth=1.4, **LINES[index % len(LINES)])
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _sides(figure: Figure) -> tuple[Axes, Axes]:
+    figure.set_size_inches(9.0, 3.4)
+    left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.28})
+    return left, right
+
+
+def _spread(axes: Axes, sparsity: list[float]) -> None:
+    """An axis of sparsity on which 90, 99 and 99.8 % are apart."""
+    axes.set_xticks(range(len(sparsity)), [f"{value:g}" for value in sparsity])
+    axes.set_xlabel("sparsity in %, not to scale")
+
+
+def _legend(axes: Axes) -> None:
+    """A legend, unless nothing was drawn yet."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
+
+
+def task_groups(figure: Figure, plan: Plan, results: Results) -> None:
+    """A group of bars a task, a bar a method (Figure 2b)."""
+    rows = [row for row in plan.rows if _of(plan, results, row)]
+    figure.set_size_inches(max(1.25 * len(plan.tasks), 6), 3.6)
+    axes, width = figure.subplots(), 0.84 / max(len(rows), 1)
+    for index, row in enumerate(rows):
+        heights, errors = [], []
+        for task in plan.tasks:
+            value = estimate([in_percent(result["tasks"][task], "raw") for result in _of(plan, results, row)])
+            heights.append(value.mean if value else np.nan)
+            errors.append((value.half_width if value else None) or 0.0)
+        places = [place + (index - (len(rows) - 1) / 2) * width for place in range(len(plan.tasks))]
+        axes.bar(
+            places, heights, width, label=row.head, facecolor=LINES[index % len(LINES)]["color"] if index else "white",
+            hatch=HATCHES[index % len(HATCHES)], edgecolor="black", linewidth=0.5,
+        )  # fmt: skip
+        if any(errors):
+            axes.errorbar(places, heights, errors, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5)
+    axes.set_xticks(range(len(plan.tasks)), [plan.item.task_heads.get(task, task) for task in plan.tasks])
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_ylabel("raw score × 100")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False)
+
+
+def tasks_and_storage(figure: Figure, plan: Plan, results: Results) -> None:
+    """Left: score by number of tasks. Right: score by what is stored, a point a number of tasks (Figure 4)."""
+    left, right = _sides(figure)
+    _lines(left, _points(plan, results, "count", "average_normalized"))
+    left.set(xlabel="number of tasks", ylabel="average normalized score")
+    counts = sorted({row.at["count"] for row in plan.rows})
+    left.set_xticks(counts)
+    series: dict[str, list[tuple[float, float]]] = {}
+    for row in plan.rows:
+        for result in _of(plan, results, row)[:1]:
+            if result["average_normalized"] is not None:
+                series.setdefault(row.at["series"], []).append(
+                    (result["bytes_stored"] / 1e6, result["average_normalized"])
+                )
+    _lines(right, iter(series.items()))
+    right.set(xlabel="stored: encoders, factors, heads, router (MB)", ylabel="average normalized score")
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, frameon=False)
+
+
+def sparsity(figure: Figure, plan: Plan, results: Results) -> None:
+    """Left: twin with SVD by sparsity. Right: three sparsifiers at the same sparsity (Figure 6)."""
+    left, right = _sides(figure)
+    series = dict(_points(plan, results, "x", "average_normalized"))
+    svd = series.get("SVD", [])
+    _lines(left, iter([("SVD", [(place, y) for place, (_, y) in enumerate(svd)])] if svd else []))
+    _spread(left, [x for x, _ in svd])
+    common = sorted({row.at["x"] for row in plan.rows if row.at["series"] != "SVD"})
+    placed = [
+        (name, [(float(common.index(x)), y) for x, y in points if x in common]) for name, points in series.items()
+    ]
+    _lines(right, iter([(name, points) for name, points in placed if points]))
+    _spread(right, common)
+    for axes in (left, right):
+        axes.set_ylabel("average normalized score")
+    _legend(right)
+
+
+def knowledge(figure: Figure, plan: Plan, results: Results) -> None:
+    """Left: score by epochs of fine-tuning. Right: one expert in the base model by sparsity (Figure 3)."""
+    left, right = _sides(figure)
+    _lines(left, _points(plan, results, "epochs", "average_raw"))
+    left.set(xlabel="fine-tuning epochs", ylabel="average raw score")
+    _legend(left)
+    series = dict(_points(plan, results, "x", "average_normalized"))
+    points = series.get("one expert", [])
+    _lines(right, iter([("one expert", [(place, y) for place, (_, y) in enumerate(points)])] if points else []))
+    _spread(right, [x for x, _ in points])
+    for row in plan.rows:
+        if row.at.get("series") == "all experts merged":
+            for result in _of(plan, results, row)[:1]:
+                right.axhline(result["average_normalized"], color="#D55E00", linestyle="--", label="all experts merged")
+    right.set_ylabel("average normalized score")
+    _legend(right)
+
+
+def routing_of(figure: Figure, plan: Plan, results: Results) -> None:
+    """Mean weight of each expert on one task's rows, a row a number of experts (Figure 5a)."""
+    task, rows = plan.item.settings["task"], []
+    for row in plan.rows:
+        for result in _of(plan, results, row)[:1]:
+            routing = result["routing"]
+            names = routing["task_names"]
+            weights = routing["mean_weights"][names.index(task)] if task in names else routing["unseen"][task]
+            rows.append((row.head, dict(zip(names, weights, strict=True))))
+    experts = max((list(weights) for _, weights in rows), key=len)
+    figure.set_size_inches(0.8 * len(experts) + 1.2, 0.5 * len(rows) + 0.8)
+    axes = figure.subplots()
+    values = np.array([[weights.get(name, np.nan) for name in experts] for _, weights in rows])
+    axes.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (place, column), value in np.ndenumerate(values):
+        text, colour = (f"{value:.2f}", "white" if value > 0.55 else "black") if value == value else ("·", "#888888")
+        axes.text(column, place, text, ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(len(experts)), [plan.item.task_heads.get(name, name) for name in experts])
+    axes.set_yticks(range(len(rows)), [head for head, _ in rows])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel(f"mean routing weight on {plan.item.task_heads.get(task, task)} rows, by expert")
+
+
+def gamma_grid(figure: Figure, plan: Plan, results: Results) -> None:
+    """A panel a task: the score's difference from θ₀'s, scaled to [−1, 1], over γ of two experts (Figure 7).
+
+    Blue is better than the pretrained model and red is worse, as in the paper; the sign is printed in each cell for grey.
+    """
+    xs, ys = (sorted({row.at[key] for row in plan.rows}) for key in ("gamma_cola", "gamma_sst2"))
+    columns = 4
+    lines = -(-len(plan.tasks) // columns)
+    figure.set_size_inches(2.5 * columns, 2.6 * lines)
+    panels = figure.subplots(lines, columns, squeeze=False, gridspec_kw={"wspace": 0.3, "hspace": 0.42})
+    image = None
+    for task, axes in zip(plan.tasks, panels.flat, strict=False):
+        grid = np.full((len(ys), len(xs)), np.nan)
+        for row in plan.rows:
+            for result in _of(plan, results, row)[:1]:
+                grid[ys.index(row.at["gamma_sst2"]), xs.index(row.at["gamma_cola"])] = result["tasks"][task]["raw"]
+        change = grid - grid[ys.index(0), xs.index(0)]
+        largest = np.nanmax(np.abs(change)) if np.isfinite(change).any() else 0
+        scaled = np.ma.masked_invalid(change / largest if largest > 0 else change)
+        image = axes.imshow(scaled, cmap="RdBu", vmin=-1, vmax=1, origin="lower")
+        for (line, column), value in np.ndenumerate(scaled.filled(np.nan)):
+            if abs(value) > 0.02:
+                colour = "white" if abs(value) > 0.6 else "black"
+                axes.text(column, line, "+" if value > 0 else "−", ha="center", va="center", fontsize=6, color=colour)
+        shown = range(0, len(xs), 2)
+        axes.set_xticks(shown, [f"{xs[place]:g}" for place in shown])
+        axes.set_yticks(range(0, len(ys), 2), [f"{ys[place]:g}" for place in range(0, len(ys), 2)])
+        axes.set_title(plan.item.task_heads.get(task, task), fontsize="medium")
+    for axes in panels[-1]:
+        axes.set_xlabel("γ of CoLA")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("γ of SST-2")
+    if image is not None:
+        bar = figure.colorbar(image, ax=panels.ravel().tolist(), fraction=0.02, pad=0.02)
+        bar.set_label("difference from the pretrained model, scaled")
+
+
+_DRAWINGS: dict[str, Callable[[Figure, Plan, Results], None]] = {
+    function.__name__: function
+    for function in (task_groups, tasks_and_storage, sparsity, knowledge, routing_of, gamma_grid)
+}

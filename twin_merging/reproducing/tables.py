@@ -1,0 +1,208 @@
+"""An item as a table: for each number the paper's, ours with its interval over seeds, and the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from twin_merging.reporting.methods import Estimate, estimate
+from twin_merging.reporting.tables import HEADS, MISSING, SEED_NOTE, Cell, Column, Scalar, Table, raw_scale
+from twin_merging.reproducing.cells import Plan, is_neutral
+from twin_merging.reproducing.item import Item, Row
+
+PAPER_BACKBONE = "RoBERTa"
+NORMALIZED = "Normalized: 100 × score / the fine-tuned expert's score on the same test rows; its average is a mean of ratios (equation 4)."
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A column of an item: what its numbers are and where they come from."""
+
+    key: str
+    head: str
+    unit: str
+    part: str
+    value: Callable[[dict[str, Any]], float | None]
+
+
+def item_table(plan: Plan, results: dict[str, dict[str, Any]], failures: dict[str, str] | None = None) -> Table:
+    """One row a method; a cell with no result is shown as –.
+
+    On the suite of the paper a cell is ``ours / paper / difference``. On any other the paper's numbers are left out of the
+    cells; the averages stand in columns of their own, named after the paper's backbone, as what they are.
+
+    Args:
+        results: a cell's name -> its results.
+        failures: a cell's name -> why it has none.
+    """
+    shown = _shown(plan)
+    columns = [Column("method", "", ("method",), "key"), Column("seeds", "", ("seeds",), "summary")]
+    for each in shown:
+        columns.append(Column(each.head, each.unit, tuple(f"{each.key} {name}" for name in _fields(plan)), each.part))
+    references = [] if plan.comparable else [each for each in shown if _is_reference(plan.item, each)]
+    columns += [
+        Column(f"paper ({PAPER_BACKBONE})", each.head, (f"{each.key} paper ({PAPER_BACKBONE})",), "summary")
+        for each in references
+    ]
+    rows = []
+    for row in plan.rows:
+        of_row = {cell.seed: results.get(cell.name) for cell in plan.cells if cell.row is row}
+        rows.append(_row(plan, row, of_row, shown, references))
+    return Table(
+        _title(plan), tuple(columns), tuple(rows), tuple(_notes(plan, results, failures or {})), warning_of(plan)
+    )
+
+
+def _shown(plan: Plan) -> list[Shown]:
+    item, shown = plan.item, []
+    if item.each_task:
+        for task in plan.tasks:
+            shown.append(
+                Shown(task, item.task_heads.get(task, task), item.each_task, "task", _of_task(task, item.each_task))
+            )
+    for column in item.columns:
+        shown.append(Shown(column.key, column.head, column.unit, "summary", _of_job(column.value, column.tasks)))
+    return shown
+
+
+def _of_task(task: str, key: str) -> Callable[[dict[str, Any]], float | None]:
+    def value(result: dict[str, Any]) -> float | None:
+        entry = result["tasks"].get(task)
+        return None if entry is None else in_percent(entry, key)
+
+    return value
+
+
+def _of_job(key: str, tasks: Sequence[str]) -> Callable[[dict[str, Any]], float | None]:
+    def value(result: dict[str, Any]) -> float | None:
+        if key == "raw":
+            return fmean(in_percent(result["tasks"][name], key) or 0.0 for name in tasks or result["tasks"])
+        return result[key]
+
+    return value
+
+
+def in_percent(entry: dict[str, Any], key: str) -> float | None:
+    """A task's ``raw`` or ``normalized`` score as papers print it."""
+    value = entry[key]
+    return value * raw_scale(entry["metric"]) if key == "raw" and value is not None else value
+
+
+def _fields(plan: Plan) -> tuple[str, ...]:
+    return ("ours", "ours ±", "paper", "difference") if plan.comparable else ("ours", "ours ±")
+
+
+def _row(
+    plan: Plan, row: Row, of_row: dict[int, dict[str, Any] | None], shown: list[Shown], references: list[Shown]
+) -> tuple[Cell, ...]:
+    results = [result for result in of_row.values() if result is not None]
+    seeds = " ".join(str(seed) for seed, result in of_row.items() if result is not None)
+    count = f"{len(results)}" if len(results) == len(of_row) else f"{len(results)} of {len(of_row)}"
+    cells = [Cell(row.head, (row.head,)), Cell(count, (seeds,))]
+    for each in shown:
+        ours = estimate([each.value(result) for result in results])
+        cells.append(_cell(plan, ours, row.paper.get(each.key)))
+    for each in references:
+        paper = row.paper.get(each.key)
+        cells.append(Cell(MISSING if paper is None else _printed(paper) + _mark(plan.item, row, each.key), (paper,)))
+    erroneous = {each.key: _mark(plan.item, row, each.key) for each in shown}
+    if plan.comparable:
+        for index, each in enumerate(shown, 2):
+            cells[index] = Cell(cells[index].text.replace("†", erroneous[each.key]), cells[index].values)
+    return tuple(cells)
+
+
+def _cell(plan: Plan, ours: Estimate | None, paper: float | str | None) -> Cell:
+    text = ours.text(decimals=1) if ours else MISSING
+    values: tuple[Scalar, ...] = (ours.mean, ours.half_width) if ours else (None, None)
+    if not plan.comparable:
+        return Cell(text, values)
+    difference = ours.mean - float(paper) if ours and paper is not None else None
+    shown = [
+        text,
+        MISSING if paper is None else _printed(paper) + "†",
+        MISSING if difference is None else f"{difference:+.1f}",
+    ]
+    return Cell(" / ".join(shown), (*values, paper, difference))
+
+
+def _printed(paper: float | str) -> str:
+    return paper if isinstance(paper, str) else f"{paper:.2f}"
+
+
+def _mark(item: Item, row: Row, column: str) -> str:
+    """The erratum's number as a superior, or nothing."""
+    for number, erratum in enumerate(item.errata, 1):
+        if (erratum.row, erratum.column) == (row.head, column):
+            return f" [{number}]"
+    return ""
+
+
+def _is_reference(item: Item, shown: Shown) -> bool:
+    return shown.part == "summary" and any(shown.key in row.paper for row in item.rows)
+
+
+def name_of(item: Item) -> str:
+    """``Table 8``, ``Figure 2b``."""
+    kind, _, number = item.name.partition("_")
+    return f"{kind.capitalize()} {number}"
+
+
+def _title(plan: Plan) -> str:
+    name = name_of(plan.item)
+    if plan.comparable:
+        return f"{name}: {plan.item.title}. Suite {plan.suite}, {plan.backbone}"
+    changes = [text for text in plan.given if not is_neutral(text)]
+    changed = f", changed by {' '.join(changes)}" if changes else ""
+    return f"{name}, built on the suite {plan.suite} ({plan.backbone}){_short(changed)}: {plan.item.title}"
+
+
+def _short(text: str, most: int = 160) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def warning_of(plan: Plan) -> str | None:
+    """What has to stand with every table and picture of another suite than the paper's."""
+    if plan.comparable:
+        return None
+    return f"suite {plan.suite} with {plan.backbone}: not comparable with the paper's numbers, which are {PAPER_BACKBONE}-base's"
+
+
+def _notes(plan: Plan, results: dict[str, dict[str, Any]], failures: dict[str, str]) -> list[str]:
+    item = plan.item
+    notes = [
+        "Cells: ours / paper / difference."
+        if plan.comparable
+        else "Cells: ours; the paper's numbers are left out of them."
+    ]
+    if plan.comparable and not any(row.paper for row in item.rows):
+        notes = ["The paper draws this and prints no numbers."]
+    notes.append(NORMALIZED)
+    heads = dict.fromkeys(cell.run.evaluation.heads for cell in plan.cells)
+    notes.append("Heads: " + "; ".join(HEADS[name] for name in heads) + ".")
+    training = {cell.run.training_seed for cell in plan.cells}
+    fixed = plan.cells[0].run.experts.seed is not None
+    if plan.cells[0].run.experts.source is not None:
+        notes.append("Experts are published ones; seeds repeat merging, routing and evaluation.")
+    elif fixed:
+        notes.append(
+            f"Experts are fine-tuned once, with seed {min(training)}; seeds repeat what comes after. Rows that no seed changes have one."
+        )
+    if any(len([c for c in plan.cells if c.row is row]) > 1 for row in plan.rows):
+        notes.append(SEED_NOTE)
+    notes += [_erratum(number, erratum) for number, erratum in enumerate(item.errata, 1)]
+    notes += item.notes
+    missing = [cell.name for cell in plan.cells if cell.name not in results and cell.name not in failures]
+    if missing:
+        notes.append(
+            f"{MISSING}: {len(missing)} of {len(plan.cells)} cells are not computed yet: python reproduce.py {item.name}"
+        )
+    notes += [f"Failed: {name}: {message.splitlines()[0]}" for name, message in failures.items()]
+    return notes
+
+
+def _erratum(number: int, erratum: Any) -> str:
+    correct = f", should be {_printed(erratum.correct)}" if erratum.correct is not None else ""
+    return f"[{number}] The paper prints {_printed(erratum.printed)} for {erratum.row}{correct}: {erratum.note}."
