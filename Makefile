@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
 		|| { echo "error: $(PYTHON) is $$("$(PYTHON)" --version 2>&1); Python 3.11 or 3.12 is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[tensorboard,joblib,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[tensorboard,joblib,submitit,optuna,dev]'
 	@touch $@
 
 quickstart: setup  ## Fine-tune, merge, route and score five tasks on this machine, in minutes

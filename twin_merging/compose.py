@@ -24,6 +24,14 @@ from twin_merging.settings import settled
 from twin_merging.validation import validate
 
 GROUPS = {*REGISTRIES, "exp", ""}
+EXTRAS = {
+    "hydra/launcher=joblib": "pip install 'twin_merging[joblib]'",
+    "hydra/launcher=submitit_local": "pip install 'twin_merging[submitit]'",
+    "hydra/launcher=submitit_slurm": "pip install 'twin_merging[submitit]'",
+    "hydra/launcher=ray": "pip install 'twin_merging[ray]' && pip install --no-deps hydra-ray-launcher==1.2.2",
+    "hydra/sweeper=optuna": "pip install 'twin_merging[optuna]'",
+}
+"""What brings Hydra's plugins that are not everybody's."""
 
 
 @dataclass
@@ -221,7 +229,7 @@ def _missing_option(error: MissingConfigException) -> UserError:
     known = sorted(option for option in error.options or [] if "/" not in option)
     return UserError(
         "unknown option", key=group or "config", found=given,
-        expected="one of " + ", ".join(known) if known else None, nearest=nearest(given, known),
+        expected="one of " + ", ".join(known) if known else None, nearest=nearest(given, known), hint=EXTRAS.get(f"{group}={given}"),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Trackers, the modes of the cache, and launchers."""
+"""Trackers, the modes of the cache, and interrupts."""
 
 from __future__ import annotations
 
@@ -60,25 +60,6 @@ def test_cache_clean_of_another_folder(tmp_path: Path):
     outcome = run("cache=clean", "paths.cache=elsewhere", folder=tmp_path)
     assert outcome.code == 0
     assert str(tmp_path / "elsewhere") in outcome.out
-
-
-def test_jobs_in_parallel_by_joblib(reuse: list[str], finished: Finished, tmp_path: Path):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs hydra-joblib-launcher")
-    arguments = [
-        "-m",
-        "hydra/launcher=joblib",
-        "hydra.launcher.n_jobs=2",
-        "merge_method=twin,finetuned",
-        *reuse,
-        "hydra.sweep.dir=sweep",
-    ]
-    outcome = finish(start(*arguments, folder=tmp_path))
-    assert outcome.code == 0, outcome.text
-    found, before = results(tmp_path / "sweep"), results(finished.folder)
-    assert set(found) == {("twin", "oracle"), ("finetuned", "oracle")}
-    for job, result in found.items():
-        assert numbers(result) == numbers(before[job])
-    assert (tmp_path / "sweep/table.csv").is_file()
 
 
 def test_an_interrupted_run_says_that_nothing_is_lost(small: list[str], tmp_path: Path):

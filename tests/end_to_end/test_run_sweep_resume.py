@@ -156,25 +156,20 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_one_left_alone(small: li
     alone, killed, chance = tmp_path / "alone", tmp_path / "killed", random.Random(7)
     for folder in (alone, killed):
         folder.mkdir()
-    begun = time.monotonic()
     assert finish(start(*arguments, folder=alone)).code == 0
-    whole = time.monotonic() - begun
     counts = []
-    for attempt in range(KILLS):
-        started = time.time()
-        process = start(*arguments, folder=killed, group=True)
-        if attempt % 4 == 3:  # at any moment at all, importing and planning included
-            time.sleep(chance.uniform(0, whole / 3))
-        else:  # some time after a job has begun
-            logs = lambda: any(log.stat().st_mtime >= started for log in killed.rglob("[0-9]*/run.log"))  # noqa: B023, E731
-            wait_until(logs, process)
-            time.sleep(chance.uniform(0, whole / KILLS / 2))
+    for attempt in range(KILLS):  # spread over the sweep: wherever the jobs before the drawn one are done
+        process, job = start(*arguments, folder=killed, group=True), chance.uniform(attempt, attempt + 1) * 23 / KILLS
+        if attempt % 4 == 3:  # or while it imports and plans
+            time.sleep(chance.uniform(0, 5))
+        else:
+            wait_until(lambda job=job: len(list(killed.rglob("results.json"))) >= job, process)
+            time.sleep(chance.uniform(0, 0.7))
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        finish(process)
+        assert finish(process).code == -signal.SIGKILL, "the kill came too late to show anything"
         counts.append(len(list(killed.rglob("results.json"))))
     print("results after each kill:", counts)
-    assert counts[0] < 24, "the first kill came too late to show anything"
     outcome = finish(start(*arguments, folder=killed))
     assert outcome.code == 0, outcome.text
     assert outcome.lines(f"{counts[-1]} of 24 jobs are done already")
