@@ -155,6 +155,8 @@ def _describe(launch: Any, where: str) -> None:
 
     log, first = logging.getLogger("twin_merging"), to_plain(launch.jobs[0])
     plural = f"{len(launch.jobs)} jobs" if len(launch.jobs) > 1 else "1 job"
+    if launch.multirun and not launch.names:
+        plural = "a search"
     log.info("%s: %s%s", first["exp"], plural, where)
     for key in first:
         values = [to_plain(job)[key] for job in launch.jobs]

@@ -86,6 +86,7 @@ def plan(overrides: list[str], multirun: bool) -> Launch:
         else:
             arguments = _with_experiment_sweep(overrides, parsed, first)
             overrides_of_jobs = _expand(arguments, first)
+        _check_direction(first)
         composed = [_compose(job) for job in overrides_of_jobs]
         jobs = [validate(settled(cfg, job)) for cfg, job in zip(composed, overrides_of_jobs, strict=True)]
         folder = Path(first.hydra.sweep.dir if multirun else first.hydra.run.dir)
@@ -172,22 +173,44 @@ def _with_experiment_sweep(overrides: list[str], parsed: list[Override], cfg: Di
 
 
 def _expand(arguments: list[str], cfg: DictConfig) -> list[list[str]]:
-    """Each job's overrides as Hydra's basic sweeper makes them; other sweepers choose theirs as they go."""
+    """Each job's overrides as Hydra's basic sweeper makes them; of other sweepers, which choose as they go, some of them."""
     if not _is_basic(cfg):
-        return [
-            [
-                text
-                for text, override in zip(arguments, _parse(arguments), strict=True)
-                if not override.is_sweep_override()
-            ]
-        ]
+        return _trials(arguments)
     parsed = [override for override in _parse(arguments) if not str(override.key_or_group).startswith("hydra.")]
     hydra_only = [text for text in arguments if _is_hydras(text)]
     return [job + hydra_only for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
 
 
+def _trials(arguments: list[str]) -> list[list[str]]:
+    """The overrides of trials that a search may come to: each value of each key, all other keys at their first."""
+    values = {text: _values(text, override) for text, override in zip(arguments, _parse(arguments), strict=True)}
+    first = {text: found[0] for text, found in values.items()}
+    others = [{**first, text: value} for text, found in values.items() for value in found[1:]]
+    return [list(trial.values()) for trial in (first, *others)]
+
+
+def _values(text: str, override: Override) -> list[str]:
+    """An override for each value that it sweeps over, or for both ends of an interval."""
+    if not override.is_sweep_override():
+        return [text]
+    key, swept = override.get_key_element(), override.value()
+    if override.is_discrete_sweep():
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return [f"{key}={value}" for value in (swept.start, swept.end)]  # type: ignore[union-attr]
+
+
 def _is_basic(cfg: DictConfig) -> bool:
     return str(cfg.hydra.sweeper._target_).endswith("BasicSweeper")
+
+
+def _check_direction(cfg: DictConfig) -> None:
+    """Refuse a sweeper that would look for the worst job, as Optuna's does unless told otherwise."""
+    direction = cfg.hydra.sweeper.get("direction")
+    if direction is not None and str(getattr(direction, "name", direction)) != "maximize":
+        raise UserError(
+            "jobs are scored by their average normalized score on validation rows: more is better", key="hydra.sweeper.direction",
+            found=getattr(direction, "name", direction), expected="maximize", hint="add hydra.sweeper.direction=maximize",
+        )  # fmt: skip
 
 
 def _is_hydras(text: str) -> bool:

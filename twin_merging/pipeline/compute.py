@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from twin_merging import checkpoints, parameters
+from twin_merging.backbones.features import Features
 from twin_merging.backbones.sources import Source, read_config
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import GroupWise, finetunings, inferences, merge_methods, routers
@@ -47,7 +48,7 @@ from twin_merging.pipeline.artefacts import (
 from twin_merging.pipeline.data_methods import choices_of, statistics_of
 from twin_merging.pipeline.stage import Stage
 from twin_merging.pipeline.stages import Stages
-from twin_merging.tasks.base import TEST, VALIDATION
+from twin_merging.tasks.base import TEST, VALIDATION, Task
 from twin_merging.tasks.splits import prepare
 
 log = logging.getLogger("twin_merging")
@@ -219,28 +220,41 @@ def router(stages: Stages, folder: Path, scratch: Path) -> None:
 
 def dynamic(stages: Stages, folder: Path, scratch: Path) -> None:
     """Features of test rows, each under its own merged weights."""
-    tasks, backbone = evaluated_of(stages), backbone_of(stages)
+    tasks = evaluated_of(stages)
+    features, dropped = dynamic_features(stages, tasks, routing_weights(stages, tasks), TEST)
+    tensors = {f"{name}.{key}": value for name, mine in features.items() for key, value in mine.items()}
+    checkpoints.save(tensors, folder / FEATURES)
+    (folder / "dynamic.json").write_text(json.dumps({"dropped": dropped}))
+
+
+def dynamic_features(
+    stages: Stages, tasks: list[Task], weights: dict[str, Tensor], split: str, rows: list[int] | None = None
+) -> tuple[dict[str, Features], float]:
+    """Features of a split's rows by task, each row under its own merged weights, and the largest share that was dropped.
+
+    Args:
+        weights: w(x) of the rows by task, (rows, T).
+        rows: how many of each task, the first; None for all.
+    """
+    backbone, found = backbone_of(stages), {}
     build, merged = (
         inferences[stages.run.inference.name].load(),
         read_all(Checkpoint(stages.get(stages.shared).path(ENCODER))),
     )
     knowledge, dropped = exclusive_of(stages), 0.0
     model = build(encoder_with(stages, merged), knowledge, stages.run.inference)
-    weights = routing_weights(stages, tasks)
     if isinstance(stages.run.inference, GroupWise):
         weights = group_means(weights, stages.run.inference.groups, stages.run.seed)
     first = stages.run.router.layer if stages.run.inference.lower == "shared" else None
-    tensors: dict[str, Tensor] = {}
     for index, task in enumerate(tasks):
         if stages.answers_with_own:
             model = build(encoder_with(stages, with_own(stages, merged, index)), knowledge, stages.run.inference)
-        tokens, label = tokens_of(stages, task, TEST), f"{stages.method.name}: {task.name}"
-        features = backbone.encode(
+        tokens = tokens_of(stages, task, split, rows[index] if rows else None)
+        label = f"{stages.method.name}: {task.name}"
+        found[task.name] = backbone.encode(
             model, tokens, stages.run.inference.batch_size, label, weights[task.name], first_block=first
         )
-        tensors |= {f"{task.name}.{key}": value for key, value in features.items()}
         dropped = max(dropped, model.mixture.dropped)
         if stages.run.inference.explain:
             log.info("%s", explanation(model.plans()))
-    checkpoints.save(tensors, folder / FEATURES)
-    (folder / "dynamic.json").write_text(json.dumps({"dropped": dropped}))
+    return found, dropped

@@ -26,7 +26,7 @@ from twin_merging.pipeline.stages import Stages
 from twin_merging.pipeline.sweep import is_of_sweep, job_identity, turn
 from twin_merging.progress import format_seconds
 from twin_merging.registry import load_plugins
-from twin_merging.reporting.results import SCHEMA_VERSION, write, write_failure
+from twin_merging.reporting.results import RESULTS, SCHEMA_VERSION, read, write, write_failure
 from twin_merging.settings import settled
 from twin_merging.trackers import redact
 from twin_merging.validation import to_plain, validate
@@ -35,17 +35,31 @@ log = logging.getLogger("twin_merging")
 FULL_ERROR = "TWIN_FULL_ERROR"
 
 
-def run_job(cfg: DictConfig) -> None:
-    """Hydra's task function: run one job in its own folder. A failure is written there and never stops other jobs."""
+def run_job(cfg: DictConfig) -> float | None:
+    """Hydra's task function: run one job in its own folder. A failure is written there and never stops other jobs.
+
+    Returns:
+        For a sweeper that chooses what to try next, the average normalized score on validation rows, 0 of a job that
+        failed; for others None, and no such score is computed.
+    """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     configure_logging()
+    chooses = not str(hydra.sweeper._target_).endswith("BasicSweeper")
     with turn(folder) as still_to_do:
         if still_to_do:
-            _run_in(folder, cfg, list(hydra.overrides.task))
+            _run_in(folder, cfg, list(hydra.overrides.task), chooses)
+    return _validation_score(folder) if chooses else None
 
 
-def _run_in(folder: Path, cfg: DictConfig, overrides: list[str]) -> None:
+def _validation_score(folder: Path) -> float:
+    """What a job's results.json says; a job without one failed."""
+    if not (folder / RESULTS).exists():
+        return 0.0
+    return read(folder)["validation"]["average_normalized"] or 0.0
+
+
+def _run_in(folder: Path, cfg: DictConfig, overrides: list[str], chooses: bool) -> None:
     to_file = logging.FileHandler(folder / "run.log")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(to_file)
@@ -54,7 +68,7 @@ def _run_in(folder: Path, cfg: DictConfig, overrides: list[str]) -> None:
         load_plugins(list(cfg.get("plugins") or []))
         run = validate(settled(cfg, overrides))
         OmegaConf.save(OmegaConf.create(to_plain(run)), folder / "config.yaml")
-        label = execute(run, folder, overrides)
+        label = execute(run, folder, overrides, chooses)
     except Exception as error:  # whatever it is, the other jobs go on
         kind = "user" if isinstance(error, UserError) else "crash"
         message = str(error) if kind == "user" else f"{type(error).__name__}: {error}"
@@ -73,8 +87,12 @@ def _run_in(folder: Path, cfg: DictConfig, overrides: list[str]) -> None:
         to_file.close()
 
 
-def execute(run: RunConfig, folder: Path, overrides: list[str]) -> str:
-    """Run the stages of ``run`` and write ``folder/results.json``; returns the job's label."""
+def execute(run: RunConfig, folder: Path, overrides: list[str], chooses: bool = False) -> str:
+    """Run the stages of ``run`` and write ``folder/results.json``; returns the job's label.
+
+    Args:
+        chooses: whether jobs are chosen by their score on validation rows, which is only then computed.
+    """
     start = time.perf_counter()
     stages = Stages(run, Cache(Path(run.paths.cache), run.cache))
     label = f"{stages.label}, {run.evaluation.heads} heads, seed {run.seed}"
@@ -87,6 +105,10 @@ def execute(run: RunConfig, folder: Path, overrides: list[str]) -> str:
     results["seconds"] += result.seconds
     results["task_unknown"] = _task_unknown(run, stages, folder)
     results["inference"] = _timing(run, stages)
+    if chooses:
+        from twin_merging.pipeline import validated
+
+        results["validation"] = stages.get(validated.stage(stages)).json(validated.RECORD)
     with full_disk_explained(folder, "paths.outputs"):
         write(folder, results)
         _track(run, results, folder)

@@ -252,7 +252,7 @@ class Stages:
     def dynamic(self) -> Stage:
         """Features of test rows under each row's own merged weights."""
         options = {
-            "inference": _determining(self.run.inference), "code": inferences[self.run.inference.name].code_hash(), "router": self.run.router.name, "precision": self.precision,
+            "inference": determining(self.run.inference), "code": inferences[self.run.inference.name].code_hash(), "router": self.run.router.name, "precision": self.precision,
             "max_length": self.run.backbone.max_length, "layer": getattr(self.run.router, "layer", None),
         }  # fmt: skip
         inputs = (self.shared, self.exclusive, *self.routing, *(self.data(name) for name in self.evaluated))
@@ -286,7 +286,7 @@ class Stages:
         options = {
             "method": to_plain(self.method),
             "sparsifier": describe(self.run.sparsifier),
-            "evaluation": unseen_stages.determining(self, _determining(self.run.evaluation)),
+            "evaluation": unseen_stages.determining(self, determining(self.run.evaluation)),
             "code": evaluations[self.run.evaluation.name].code_hash(),
         }
         label = f"{self.label}, {self.run.evaluation.heads} heads"
@@ -307,6 +307,6 @@ def shared_rank(svd: Svd) -> int | None:
     return SHARED_RANK if svd.rank is not None and svd.rank <= SHARED_RANK else None
 
 
-def _determining(options: Any) -> dict[str, Any]:
+def determining(options: Any) -> dict[str, Any]:
     """A component's options but for those that change the speed and not the outcome."""
     return {key: value for key, value in to_plain(options).items() if key not in SPEED}

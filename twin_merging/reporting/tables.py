@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from twin_merging.reporting.methods import Estimate, Method, join_seeds, task_metrics
+from twin_merging.reporting.trials import trial_note
 
 Scalar = str | int | float | None
 
@@ -174,7 +175,7 @@ def _notes(methods: Sequence[Method], metrics: dict[str, str]) -> list[str]:
     heads = [HEADS[name] for name in HEADS if any(method.heads == name for method in methods)]
     notes.append(f"Heads: {'; '.join(heads)}." if heads else "")
     notes.append(SEED_NOTE if any(len(method.results) > 1 for method in methods) else "")
-    notes += _choice_notes(methods)
+    notes += [trial_note(methods) or "", *_choice_notes(methods)]
     notes += _expert_notes(results)
     repeats = sum(method.repeats for method in methods)
     notes.append(
