@@ -143,9 +143,10 @@ def numbers(result: dict[str, Any]) -> dict[str, Any]:
 
 def lasting(result: dict[str, Any]) -> dict[str, Any]:
     """All of results.json but what is of one time: seconds, memory, and what was in the cache already."""
-    once = ("seconds", "peak_memory", "cached")
+    once = ("seconds", "peak_memory", "cached", "inference")
     stages = [{key: value for key, value in stage.items() if key not in once} for stage in result["stages"]]
-    return {key: value for key, value in result.items() if key not in once} | {"stages": stages}
+    costs = {key: value for key, value in result["costs"].items() if key != "making"}
+    return {key: value for key, value in result.items() if key not in once} | {"stages": stages, "costs": costs}
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, str]]:

@@ -31,11 +31,11 @@ def kill_after_a_checkpoint(arguments: list[str], folder: Path) -> Path:
     return scratch
 
 
-def expert_hash(cache: Path, name: str) -> str:
-    """SHA-256 of an expert's weights."""
-    manifests = [json.loads(path.read_text()) for path in (cache / "expert").glob("*/manifest.json")]
-    (found,) = (manifest["files"]["model.safetensors"]["sha256"] for manifest in manifests if manifest["label"] == name)
-    return found
+def expert_hash(folder: Path, name: str) -> str:
+    """SHA-256 of an expert's weights, as the results below ``folder`` have it; other tests add experts to a shared cache."""
+    found = {result["provenance"]["checkpoints"][f"expert {name}"] for result in results(folder).values()}
+    assert len(found) == 1
+    return found.pop()
 
 
 def test_killed_fine_tuning_goes_on_from_its_checkpoint(one: list[str], finished: Finished, tmp_path: Path):
@@ -43,7 +43,7 @@ def test_killed_fine_tuning_goes_on_from_its_checkpoint(one: list[str], finished
     assert not list(tmp_path.glob("outputs/cache/expert/*/manifest.json"))
     outcome = succeed(*one[:-1], "hydra.run.dir=again", folder=tmp_path)
     assert outcome.lines("size", "goes on from step"), outcome.text
-    assert expert_hash(tmp_path / "outputs/cache", "size") == expert_hash(finished.cache, "size")
+    assert expert_hash(tmp_path, "size") == expert_hash(finished.folder, "size")
     assert not scratch.exists()
 
 
@@ -53,7 +53,7 @@ def test_a_checkpoint_that_lost_a_file_is_not_used(one: list[str], finished: Fin
         (checkpoint / "optimizer.pt").unlink(missing_ok=True)
     outcome = succeed(*one[:-1], "hydra.run.dir=again", folder=tmp_path)
     assert not outcome.lines("goes on from step")
-    assert expert_hash(tmp_path / "outputs/cache", "size") == expert_hash(finished.cache, "size")
+    assert expert_hash(tmp_path, "size") == expert_hash(finished.folder, "size")
 
 
 @pytest.mark.slow
@@ -82,4 +82,4 @@ def test_two_at_once_fine_tune_each_expert_once(one: list[str], finished: Finish
     for stage in ("data", "base", "expert", "encode", "result"):
         computed = [line for outcome in outcomes for line in outcome.lines(f"  {stage} ", "computed in")]
         assert len(computed) == 1, (stage, computed)
-    assert expert_hash(tmp_path / "outputs/cache", "size") == expert_hash(finished.cache, "size")
+    assert expert_hash(tmp_path, "size") == expert_hash(finished.folder, "size")

@@ -92,5 +92,5 @@ def test_what_it_writes_is_where_it_says(runs: tuple[Path, str, str], folders: l
     assert {"average_normalized.png", "task_bbc_topics.svg", "routing_twin_svd_rank_16.png"} <= names
     assert "offline suite" in (folders[0] / "table.md").read_text()
     assert "offline suite" in runs[1]
-    lines = (folders[0] / "8-twin-oracle/metrics.jsonl").read_text().splitlines()
+    lines = (folders[0] / "8-twin-heads=oracle/metrics.jsonl").read_text().splitlines()
     assert {json.loads(line)["kind"] for line in lines} == {"config", "scalars", "table", "image"}

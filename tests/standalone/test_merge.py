@@ -136,7 +136,7 @@ def test_the_card_says_how_it_was_made(tmp_path):
         "base_model": ["base", "e1", "e2"], "library_name": "transformers", "tags": ["merge", "twin_merging"]
     }  # fmt: skip
     options = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
-    assert options["merge_method"] == {"name": "task_arithmetic", "scaling": 0.25, "grid": None}
+    assert options["merge_method"] == {"name": "task_arithmetic", "scaling": 0.25, "grid": None, "gamma": None}
     assert str((tmp_path / "e2/model.safetensors").stat().st_size) in text
     assert str(tmp_path) not in text  # a card may be published, and folders are one's own
 
