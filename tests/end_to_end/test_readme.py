@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, results, succeed
+from tiny_glue import save_glue, save_roberta
 
 from twin_merging.config import merge_methods, sparsifiers
 
@@ -25,6 +26,16 @@ COMMANDS = [
 ]
 (EXAMPLE,) = (block for language, block in BLOCKS if language == "python" and ".register(" in block)
 FEW = ("tasks.limit=24", "finetune.epochs=1")
+ELSEWHERE = (
+    "paths.mirror",
+    "experts.source",
+)  # of RoBERTa: test_run_mirror.py and test_run_published_experts.py run them
+SMALL = {
+    "hidden_size": 96,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 96,
+}  # of rank 76 at least
 QUICK = "merge_method=ties,dare_ties,regmean,tsv_merge,emr"  # hundreds of steps are no quicker on few rows
 LOOKS = ("--help", "--cfg", "cache=")
 pytestmark = pytest.mark.slow
@@ -39,6 +50,7 @@ def start_folder(data: Path, need_asset: Callable[[str], Path], tmp_path_factory
     source = data / "text"
     for name, original in zip("ab", sorted(source.iterdir()), strict=False):
         shutil.copytree(original, folder / "DIR/text" / name)
+    save_roberta(folder / "roberta", save_glue(folder / "DIR"), **SMALL)
     return folder
 
 
@@ -52,6 +64,9 @@ def has_experts(folder: Path) -> None:
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.removeprefix("python run.py")[:60].strip())
 def test_a_command_of_the_readme_runs(command: str, start_folder: Path):
     arguments = shlex.split(command)[2:]
+    of_roberta = any(argument.startswith("+exp=glue_roberta") for argument in arguments)
+    if of_roberta and any(argument.startswith(ELSEWHERE) for argument in arguments):
+        arguments = [argument for argument in arguments if not argument.startswith("paths.mirror")] + ["--cfg", "job"]
     if any(look in argument for look in LOOKS for argument in arguments):
         succeed(*arguments, folder=start_folder)
         return
@@ -59,6 +74,8 @@ def test_a_command_of_the_readme_runs(command: str, start_folder: Path):
         has_experts(start_folder)
     before = set(start_folder.rglob("results.json"))
     quick = [QUICK] if "+exp=quickstart_methods" in arguments else []
+    if of_roberta:  # which comes from the hub
+        quick = ["backbone.pretrained=roberta", "paths.data=DIR"]
     succeed(*arguments, *FEW, *quick, folder=start_folder)
     assert set(start_folder.rglob("results.json")) > before
 
