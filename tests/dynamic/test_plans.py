@@ -96,25 +96,6 @@ def test_plans_agree_by_the_other_library_too(plan, kind, monkeypatch):
         torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_onednn_is_taken_only_where_it_is_right_and_faster(monkeypatch):
-    assert kernels.fastest("cpu", torch.float64) == "stock"
-    monkeypatch.setattr(kernels, "can_try_onednn", lambda *_: True)
-    for onednn, gain, expected in (
-        (torch.nn.functional.linear, 1.2, "onednn"), (torch.nn.functional.linear, 1.0, "stock"),
-        (lambda x, weight: x @ weight.mT + 1, 2.0, "stock"), (lambda x, weight: torch.ops.mkldnn.no_such, 2.0, "stock"),
-    ):  # fmt: skip
-        times = iter([gain, 1.0])
-        monkeypatch.setattr(kernels, "seconds", lambda _, times=times: next(times))
-        monkeypatch.setattr(kernels, "onednn", onednn)
-        assert kernels.fastest("cpu", torch.float32) == expected
-
-
-def test_a_product_that_needs_a_gradient_gets_it():
-    x, weight = torch.randn(4, 600, requires_grad=True), torch.randn(600, 600)
-    kernels.onednn(x, weight).sum().backward()
-    torch.testing.assert_close(x.grad, weight.sum(0).expand(4, -1), rtol=1e-4, atol=1e-4)
-
-
 def test_a_matrix_of_one_group_is_kept_for_a_sequence_where_there_is_room():
     delta, weight, size = decompose(torch.randn(T, m, n), 2), torch.randn(m, n), m * n * 4
     for memory, kept in ((size - 1, False), (size, True)):
@@ -161,17 +142,6 @@ def test_matrices_of_several_groups_are_not_kept_for_a_sequence():
         routed(torch.randn(B, S, n), torch.randn(m, n), None)
         assert mixture.batch.held == 0
     assert not planner.choices[""][0].lasting
-
-
-def test_onednn_gets_no_matrix_that_it_is_slow_at(monkeypatch):
-    taken = []
-    monkeypatch.setattr(
-        kernels.F, "linear", lambda x, weight, bias=None: taken.append(weight.stride()) or x @ weight.mT
-    )
-    x, square = torch.randn(64, 600), torch.randn(600, 600)
-    kernels.onednn(x, square.mT)
-    kernels.onednn(x[:1], square)
-    assert taken == [(1, 600), (600, 1)]
 
 
 def test_dense_deltas_stay_only_where_there_is_room():

@@ -14,6 +14,7 @@ Linear = Callable[..., Tensor]
 
 KERNELS = ("auto", "stock")
 SMALL = 1 << 20  # products of fewer multiplications take no longer than oneDNN's preparations
+ADDED = 1 << 20  # numbers that are added to a product at a time
 REPEATS = 12  # of which the fastest counts, since others have had to share the machine
 GAIN = 1.1  # how much faster a private operator has to be to be taken
 
@@ -26,6 +27,20 @@ def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.numel() * len(weight) < SMALL or not weight.is_contiguous() or x.requires_grad:
         return F.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+
+
+def add_onednn(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """y += x Wᵀ by oneDNN, for y of (rows, m): some rows at a time, so that what is added is still in the cache."""
+    if x.numel() * len(weight) < SMALL or x.requires_grad or y.requires_grad:
+        return add_stock(y, x, weight)
+    for some, given in zip(y.split(ADDED // len(weight) + 1), x.split(ADDED // len(weight) + 1), strict=True):
+        some.add_(onednn(given, weight))
+    return y
+
+
+def add_stock(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """y += x Wᵀ by torch's own product."""
+    return y.addmm_(x, weight.mT)
 
 
 def can_try_onednn(device: str, dtype: torch.dtype) -> bool:
@@ -51,6 +66,11 @@ def fastest(device: str, dtype: torch.dtype) -> str:
 def by_name(name: str) -> Linear:
     """The product called ``stock`` or ``onednn``."""
     return onednn if name == "onednn" else F.linear
+
+
+def adding(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """What adds another product to one, by ``stock`` or ``onednn``: (y (rows, m), x (rows, n), weight (m, n)) -> y."""
+    return add_onednn if name == "onednn" else add_stock
 
 
 def seconds(work: Callable[[], object], device: str = "cpu") -> float:

@@ -29,17 +29,17 @@ class RoutedLinear(Routed):
         batch = self.mixture.batch
         if batch is None:
             return self.alone(x)
-        if batch.pattern.lasting and not torch.compiler.is_compiling() and x.is_contiguous():
-            ready = batch.known.get((self, x.shape, x.dtype))
-            if ready is not None and not torch.is_autocast_enabled(x.device.type):
-                return ready(x)
+        lasting, key = batch.pattern.lasting and not torch.compiler.is_compiling(), (self, x.shape, x.dtype)
+        ready = batch.known.get(key) if lasting and x.is_contiguous() else None
+        if ready is not None and not torch.is_autocast_enabled(x.device.type):
+            return ready(x)
         self.check_rows(x)
         if self.own is None:
             y = self.alone(x)
             return y + spread(batch.weights @ self.bias_deltas, y)
         y = self.own(x, self.shared_matrix, self.shared.bias)
-        if batch.pattern.lasting and not torch.compiler.is_compiling():
-            batch.known[self, x.shape, x.dtype] = self.own.ready(x, self.shared_matrix, self.shared.bias)
+        if lasting and key not in batch.known:
+            batch.known[key] = self.own.ready(x, self.shared_matrix, self.shared.bias)
         return y
 
     def alone(self, x: Tensor) -> Tensor:

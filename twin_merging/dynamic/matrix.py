@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twin_merging.dynamic.kernels import block, by_name, each_by_its_own
+from twin_merging.dynamic.kernels import adding, block, by_name, each_by_its_own
 from twin_merging.dynamic.mixture import Batch, Mixture
 from twin_merging.dynamic.plan import Case, Planner
 from twin_merging.sparsifiers.svd import Factors
@@ -19,7 +19,7 @@ class Parts(NamedTuple):
     """What the experts know of a matrix, in one dtype.
 
     Args:
-        U: (T * columns, m): for each expert S_k U_k as rows, and δ_t as one more where the layer has a bias.
+        U: (m, T * columns): for each expert the columns S_k U_k, and δ_t as one more where the layer has a bias.
         V: (T * r, n).
         dense: Δ_t, (T, m, n), where there are no factors.
         bias: δ_t, (T, m), if the layer has a bias that merges.
@@ -53,9 +53,9 @@ class RoutedMatrix(nn.Module):
         found: dict[str, Tensor | None] = dict.fromkeys(Parts._fields)
         if isinstance(weight, Factors):
             T, m, r = weight.U.shape
-            left = (weight.U * weight.S.unsqueeze(1)).mT
-            left = left if bias is None else torch.cat([left, bias.unsqueeze(1)], 1)
-            found["U"], found["V"] = left.reshape(-1, m), weight.V.mT.reshape(T * r, -1)
+            left = weight.U * weight.S.unsqueeze(1)
+            left = left if bias is None else torch.cat([left, bias.unsqueeze(2)], 2)
+            found["U"], found["V"] = left.transpose(0, 1).reshape(m, -1), weight.V.mT.reshape(T * r, -1)
             self.shape = (T, r, m, weight.V.shape[1])
         else:
             found["dense"] = weight.contiguous()
@@ -108,7 +108,7 @@ class RoutedMatrix(nn.Module):
         }  # fmt: skip
         self._chosen: Callable[[Tensor, Tensor, Tensor | None], Tensor] = methods[plan]
         self._kernel = self.planner.speeds_of(x.device.type, x.element_size()).kernel
-        self._linear = by_name(self._kernel)
+        self._linear, self._add = by_name(self._kernel), adding(self._kernel)
 
     def _factored(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """g ⊙ Vᵀx of all experts, times U, is added to the static product in place."""
@@ -118,7 +118,7 @@ class RoutedMatrix(nn.Module):
         if biases is not None:
             inner = F.pad(inner.view(-1, self.shape[1]), (0, 1), value=1.0)
         inner.view(B, S, -1).mul_(self._columns(x.dtype, few=False))
-        return self._linear(flat, weight, bias).addmm_(inner.view(len(flat), -1), U).view(B, S, -1)
+        return self._add(self._linear(flat, weight, bias), inner.view(len(flat), -1), U).view(B, S, -1)
 
     def ready(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor] | None:
         """What the last batch was computed by, for further ones of the shape (B, ..., n) of ``x``, in as few operations as can be.
@@ -126,10 +126,10 @@ class RoutedMatrix(nn.Module):
         All that stays the same while a sequence is generated is found beforehand: of one token it would take as long as the
         products. None where it does not stay, or where there is nothing to gain.
         """
-        if not self._batch.pattern.lasting or torch.is_autocast_enabled(x.device.type):
+        if torch.is_autocast_enabled(x.device.type):
             return None
         _, r, m, n = self.shape
-        linear, shape = self._linear, (*x.shape[:-1], m)
+        linear, add, shape = self._linear, self._add, (*x.shape[:-1], m)
         if self._chosen == self._grouped and (self, 0, x.dtype) in self._batch.known:
             matrix, own = self.merged(weight, bias)
             return lambda x: linear(x, matrix, own)
@@ -142,7 +142,7 @@ class RoutedMatrix(nn.Module):
             inner = linear(flat, V)
             if biases is not None:
                 inner = F.pad(inner.view(-1, r), (0, 1), value=1.0).view(len(flat), -1)
-            return linear(flat, weight, bias).addmm_(inner.mul_(columns), U).view(shape)
+            return add(linear(flat, weight, bias), inner.mul_(columns), U).view(shape)
 
         return product
 
@@ -197,8 +197,8 @@ class RoutedMatrix(nn.Module):
         def find(_: Tensor) -> Tensor:
             if dense is not None:
                 return torch.addmv(weight.reshape(-1), dense.view(T, -1)[experts].mT, w).view(m, n)
-            left = U.view(T, -1, m)[experts, :r] * w[:, None, None]
-            return torch.addmm(weight, left.view(-1, m).mT, V.view(T, r, n)[experts].view(-1, n))
+            left = U.view(m, T, -1)[:, experts, :r] * w[:, None]
+            return torch.addmm(weight, left.view(m, -1), V.view(T, r, n)[experts].view(-1, n))
 
         if deltas is not None:
             own = w @ deltas[experts]
@@ -213,12 +213,12 @@ class RoutedMatrix(nn.Module):
         return self.mixture.batch
 
     def _gather(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """V and U of each example's k experts, (B, k * r, n) and (B, k * columns, m)."""
+        """V and U of each example's k experts, (B, k * r, n) and (B, k * columns, m), the second as others lie in memory."""
         (T, r, m, n), (U, V, _, _) = self.shape, self._in(dtype)
         assert self.mixture.kept is not None
         experts, _ = self.mixture.kept
-        right, left = V.view(T, r, n)[experts], U.view(T, -1, m)[experts]
-        return right.view(len(experts), -1, n), left.view(len(experts), -1, m)
+        right, left = V.view(T, r, n)[experts], U.view(m, T, -1)[:, experts].view(m, len(experts), -1)
+        return right.view(len(experts), -1, n), left.permute(1, 2, 0)
 
     def _columns(self, dtype: torch.dtype, few: bool) -> Tensor:
         """w'(x) as often as an expert has columns of U, (B, 1, columns); of all experts or of the few that an example has."""
@@ -265,7 +265,7 @@ class RoutedMatrix(nn.Module):
             return dense
         if self._held is not None and self._held.dtype == x.dtype:
             return self._held
-        made = torch.bmm(U.view(T, -1, m)[:, :r].mT, V.view(T, r, -1))
+        made = torch.bmm(U.view(m, T, -1)[..., :r].transpose(0, 1), V.view(T, r, -1))
         if self._held is None and self.planner.keep(made.nbytes):
             self._held = made
         return made
