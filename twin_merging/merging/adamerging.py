@@ -26,7 +26,7 @@ class Learned(NamedTuple):
     vote: Vote | None = None
 
 
-@static(elementwise=True, needs="coefficients")
+@static(elementwise=True, needs="coefficients", random=False)
 def adamerging(base: Tensor, deltas: Tensor, options: AdaMerging, at: At) -> Tensor:
     """θ₀ + Σ λ_t τ_t with a λ for each task, and with ``layer_wise`` for each parameter (Yang et al., section 3.2).
 

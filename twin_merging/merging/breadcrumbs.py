@@ -22,7 +22,7 @@ def limits(stack: Stack, options: Breadcrumbs, seed: int) -> dict[str, Tensor]:
     return kth_largest(stack, ranks, per_tensor=True)
 
 
-@static(elementwise=True, linear=True, statistic=limits)
+@static(elementwise=True, linear=True, random=False, statistic=limits)
 def breadcrumbs(base: Tensor, deltas: Tensor, options: Breadcrumbs, at: At) -> Tensor:
     """θ₀ + λ Σ m_t ⊙ τ_t, where m_t leaves out each tensor's smallest and largest magnitudes.
 

@@ -8,7 +8,7 @@ from twin_merging.config import Fisher
 from twin_merging.merging.method import At, static
 
 
-@static(of="experts", needs="fisher")
+@static(of="experts", needs="fisher", random=False)
 def fisher(base: Tensor, experts: Tensor, options: Fisher, at: At) -> Tensor:
     """Σ F_t θ_t / Σ F_t, entry by entry, F_t no lower than ``floor`` (Matena & Raffel, section 3).
 

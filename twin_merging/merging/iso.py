@@ -10,7 +10,7 @@ from twin_merging.merging.method import At, static
 from twin_merging.sparsifiers.svd import decompose
 
 
-@static(linear=True)
+@static(linear=True, random=False)
 def iso_c(base: Tensor, deltas: Tensor, options: IsoC, at: At) -> Tensor:
     """θ₀ + λ σ̄ U Vᵀ of a matrix; θ₀ + λ·(1/T) Σ τ_t of any other parameter (Iso-C: Marczak et al. 2025, section 4.1).
 

@@ -41,7 +41,7 @@ class Kind:
     Args:
         elementwise: each number merges by itself, so that any flat piece can be handed over: base (n,), stacked (T, n).
         of: ``deltas`` hands over τ_t stacked, ``experts`` θ_t stacked, ``views`` a list of θ_t, which need not be copied.
-        random: the result depends on ``At.seed``.
+        random: the result depends on ``At.seed``; None: it may, if the method takes ``at`` or has a ``statistic``.
         linear: the result is θ₀ + λ τ, where λ is ``options.scaling`` and τ does not depend on it.
         statistic: a first pass over all parameters.
         needs: what the pipeline has to compute before: ``fisher``, ``gram`` or ``coefficients`` from data, ``spectra`` of
@@ -50,7 +50,7 @@ class Kind:
 
     elementwise: bool = False
     of: str = "deltas"
-    random: bool = False
+    random: bool | None = None
     linear: bool = False
     statistic: Statistic | None = None
     needs: str | None = None
@@ -72,14 +72,11 @@ def kind_of(method: Callable[..., Any]) -> Kind:
 
 
 def can_draw(method: Callable[..., Any]) -> bool:
-    """Whether a seed may change what a method computes: it sees one itself, or what it has to know before was found with one."""
+    """Whether a seed may change what a method computes of its inputs, so that those who do not say lose nothing but time."""
     kind = kind_of(method)
-    return (
-        kind.random
-        or kind.statistic is not None
-        or kind.needs is not None
-        or "at" in inspect.signature(method).parameters
-    )
+    if kind.random is not None:
+        return kind.random
+    return kind.statistic is not None or "at" in inspect.signature(method).parameters
 
 
 def bind(method: Callable[..., Tensor], options: Any) -> Callable[[Tensor, Tensor, At], Tensor]:

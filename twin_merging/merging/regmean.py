@@ -12,7 +12,7 @@ SINGULAR = 1e-6
 """Squared pivots of ΣG with its diagonal scaled to 1, and its eigenvalues relative to the largest, that count as 0."""
 
 
-@static(of="experts", needs="gram")
+@static(of="experts", needs="gram", random=False)
 def regmean(base: Tensor, experts: Tensor, options: RegMean, at: At) -> Tensor:
     """W = Σ W_t G_t (Σ G_t)⁻¹ for a linear layer (Jin et al., section 3, with the weights transposed as torch has them).
 

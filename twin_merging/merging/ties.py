@@ -109,7 +109,7 @@ def majority_sign(stack: Stack, thresholds: dict[str, Tensor], change: Change | 
     return 1.0 if sum(total for _, total in jobs) >= 0 else -1.0
 
 
-@static(elementwise=True, linear=True, statistic=vote)
+@static(elementwise=True, linear=True, random=False, statistic=vote)
 def ties(base: Tensor, deltas: Tensor, options: Ties, at: At) -> Tensor:
     """θ₀ + λ · mean of {τ̂_t : sgn(τ̂_t) = sgn(Σ τ̂_t)}, where τ̂_t is τ_t without its smaller numbers.
 

@@ -13,7 +13,7 @@ from twin_merging.sparsifiers.svd import decompose
 DEPENDENT = 1e-6  # singular values of the joined vectors, in units of the largest, below which they are dependent
 
 
-@static(linear=True)
+@static(linear=True, random=False)
 def tsv_merge(base: Tensor, deltas: Tensor, options: TsvMerge, at: At) -> Tensor:
     """θ₀ + λ U⊥ S V⊥ᵀ of a matrix; θ₀ + λ·(1/T) Σ τ_t of any other parameter (TSV-M: Gargiulo et al. 2025, section 4).
 

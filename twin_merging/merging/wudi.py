@@ -10,7 +10,7 @@ from twin_merging.merging.matrices import is_matrix
 from twin_merging.merging.method import At, static
 
 
-@static(linear=True)
+@static(linear=True, random=False)
 def wudi(base: Tensor, deltas: Tensor, options: Wudi, at: At) -> Tensor:
     """θ₀ + λ τ of a linear layer, with τ from ``steps`` of Adam on the disturbance (Cheng et al. 2025, section 4):
 

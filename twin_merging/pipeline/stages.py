@@ -172,8 +172,9 @@ class Stages:
         component = sparsifiers[self.run.sparsifier.name]
         options = {
             "sparsifier": to_plain(self.run.sparsifier), "code": component.code_hash(), "parameters": to_plain(self.run.parameters),
-            "seed": self.run.seed,
         }  # fmt: skip
+        if can_draw(component.load()):
+            options["seed"] = self.run.seed
         inputs = (self.base, *self.experts, self.shared)
         if isinstance(self.run.sparsifier, Svd):
             inputs = (*inputs, self.basis)

@@ -40,7 +40,7 @@ def thresholds(stack: Stack, options: Magnitude, seed: int) -> Mapping[str, Any]
     return {name: _next_above(values[0]).unsqueeze(1) for name, values in found.items()}
 
 
-@static(statistic=thresholds)
+@static(statistic=thresholds, random=False)
 def keep_largest(deltas: Tensor, options: Magnitude, at: At) -> Sparse | Tensor:
     """The numbers whose magnitude reaches the threshold; what has fewer than two dimensions is kept whole.
 

@@ -23,7 +23,7 @@ class Factors(NamedTuple):
     V: Tensor
 
 
-@static(needs="spectra")
+@static(needs="spectra", random=False)
 def truncate(deltas: Tensor, options: Svd, at: At = NOWHERE) -> Factors | Tensor:
     """The best rank-r approximation of each task's matrix (Eckart-Young); what is not 2-D is kept whole.
 
