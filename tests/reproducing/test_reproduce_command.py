@@ -37,7 +37,8 @@ def folder_of(tmp_path: Path, name: str) -> Path:
 def test_table_on_another_suite(given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture):
     arguments = ["table_6", *given, f"paths.outputs={tmp_path}", "--seeds", "0,1"]
     assert reproduce(*arguments, "--only-report") == 0
-    assert "8 of 8 cells are not computed yet" in " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "8 of 8 cells are not computed yet: python reproduce.py table_6 --suite quickstart backbone." in shown
     folder = folder_of(tmp_path, "table_6")
     assert "| – |" in (folder / "table.md").read_text()
     assert not (folder / "cells").exists()
@@ -118,6 +119,16 @@ def test_bad_input_is_exit_code_2(arguments: list[str], says: str, capsys: pytes
     assert says in capsys.readouterr().err
 
 
+def test_a_report_of_what_cannot_be_had_still_shows_the_paper(given: list[str], tmp_path: Path, capsys):
+    without = [text for text in given if not text.startswith("backbone.pretrained=")]
+    arguments = ["table_6", *without, f"paths.outputs={tmp_path}", f"backbone.pretrained={tmp_path / 'no_model'}"]
+    assert reproduce(*arguments, "--only-report") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "41.69" in shown
+    assert "cells cannot be looked up: backbone.pretrained:" in shown
+    assert reproduce(*arguments) == 2
+
+
 def test_on_the_papers_suite_cells_have_paper_and_difference(given: list[str], tmp_path: Path):
     """The quickstart declared the paper's suite: what such a table looks like, whatever computes it."""
     from dataclasses import replace
@@ -130,7 +141,7 @@ def test_on_the_papers_suite_cells_have_paper_and_difference(given: list[str], t
         for cell in plan.cells
         if cell.row.head == "Pretrain"
     }
-    table = tables.item_table(plan, results)
+    table = tables.item_table(plan, running.Done(results))
     assert [row[2].text for row in table.rows][:2] == ["50.0 / 41.69 [1] / +8.3", "– / 67.80 / –"]
     assert table.warning is None
     assert table.title.startswith("Table 6: ")

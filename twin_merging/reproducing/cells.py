@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,12 @@ class Plan:
     @property
     def backbone(self) -> str:
         return self.cells[0].run.backbone.pretrained
+
+    @property
+    def command(self) -> str:
+        """The command line that computes it, seeds left out."""
+        suite = [] if self.suite == self.item.suite else ["--suite", self.suite]
+        return shlex.join(["python", "reproduce.py", self.item.name, *suite, *self.given])
 
     @property
     def folder(self) -> Path:
@@ -127,7 +134,7 @@ def provenance(plan: Plan, results: dict[str, dict[str, Any]], keys: dict[str, s
         records.append(
             {
                 "row": cell.row.head, "seed": cell.seed, "expert_seed": cell.run.training_seed, "heads": cell.run.evaluation.heads,
-                "overrides": redact(list(cell.overrides)), "config": redact(to_plain(cell.run)), "config_hash": keys[cell.name],
+                "overrides": redact(list(cell.overrides)), "config": redact(to_plain(cell.run)), "config_hash": keys.get(cell.name),
                 "status": "done" if result else "missing", "git_commit": made.get("git_commit"),
                 "reported_at_git_commit": git_commit(), "results": f"cells/{keys[cell.name]}/results.json" if result else None,
                 "bytes_stored": result["bytes_stored"] if result else None,

@@ -111,7 +111,7 @@ def _report(plan: Plan, done: Done) -> None:
     from twin_merging.reproducing.cells import provenance
     from twin_merging.reproducing.tables import item_table
 
-    table, console = item_table(plan, done.results, done.failures), Console()
+    table, console = item_table(plan, done), Console()
     paths = write_tables(table, plan.folder)
     if plan.item.draw and done.results:
         from twin_merging.reproducing.pictures import draw

@@ -24,11 +24,19 @@ FAILED_LOG = "failed.log"
 
 @dataclass
 class Done:
-    """What there is of a plan: results by cell, the key of each cell's result, and the failures' messages."""
+    """What there is of a plan.
+
+    Args:
+        results: by cell.
+        keys: of each cell's result, as far as they are known.
+        failures: each failed cell's message.
+        obstacle: why no further key could be found, which only a report without computing puts up with.
+    """
 
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    obstacle: str | None = None
 
 
 def collect_cells(plan: Plan, compute: bool) -> Done:
@@ -42,7 +50,13 @@ def collect_cells(plan: Plan, compute: bool) -> Done:
     done, missing = Done(), []
     for cell in plan.cells:
         stages = _stages(cell)
-        done.keys[cell.name] = stages.result.key
+        try:
+            done.keys[cell.name] = stages.result.key
+        except UserError as error:
+            if compute:
+                raise
+            done.obstacle = " ".join(str(error).split())
+            break
         folder = _folder(plan, done, cell)
         if not (folder / RESULTS).exists() and stages.cache.find(stages.result) is not None:
             _quietly(cell, folder)

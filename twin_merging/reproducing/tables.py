@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twin_merging.reporting.methods import Estimate, estimate
 from twin_merging.reporting.tables import HEADS, MISSING, SEED_NOTE, Cell, Column, Scalar, Table, raw_scale
 from twin_merging.reproducing.cells import Plan, is_neutral
 from twin_merging.reproducing.item import Item, Row
+
+if TYPE_CHECKING:
+    from twin_merging.reproducing.running import Done
 
 PAPER_BACKBONE = "RoBERTa"
 NORMALIZED = "Normalized: 100 × score / the fine-tuned expert's score on the same test rows; its average is a mean of ratios (equation 4)."
@@ -27,15 +30,11 @@ class Shown:
     value: Callable[[dict[str, Any]], float | None]
 
 
-def item_table(plan: Plan, results: dict[str, dict[str, Any]], failures: dict[str, str] | None = None) -> Table:
+def item_table(plan: Plan, done: Done) -> Table:
     """One row a method; a cell with no result is shown as –.
 
     On the suite of the paper a cell is ``ours / paper / difference``. On any other the paper's numbers are left out of the
     cells; the averages stand in columns of their own, named after the paper's backbone, as what they are.
-
-    Args:
-        results: a cell's name -> its results.
-        failures: a cell's name -> why it has none.
     """
     shown = _shown(plan)
     columns = [Column("method", "", ("method",), "key"), Column("seeds", "", ("seeds",), "summary")]
@@ -48,11 +47,9 @@ def item_table(plan: Plan, results: dict[str, dict[str, Any]], failures: dict[st
     ]
     rows = []
     for row in plan.rows:
-        of_row = {cell.seed: results.get(cell.name) for cell in plan.cells if cell.row is row}
+        of_row = {cell.seed: done.results.get(cell.name) for cell in plan.cells if cell.row is row}
         rows.append(_row(plan, row, of_row, shown, references))
-    return Table(
-        _title(plan), tuple(columns), tuple(rows), tuple(_notes(plan, results, failures or {})), warning_of(plan)
-    )
+    return Table(_title(plan), tuple(columns), tuple(rows), tuple(_notes(plan, done)), warning_of(plan))
 
 
 def _shown(plan: Plan) -> list[Shown]:
@@ -170,7 +167,7 @@ def warning_of(plan: Plan) -> str | None:
     return f"suite {plan.suite} with {plan.backbone}: not comparable with the paper's numbers, which are {PAPER_BACKBONE}-base's"
 
 
-def _notes(plan: Plan, results: dict[str, dict[str, Any]], failures: dict[str, str]) -> list[str]:
+def _notes(plan: Plan, done: Done) -> list[str]:
     item = plan.item
     notes = [
         "Cells: ours / paper / difference."
@@ -194,12 +191,11 @@ def _notes(plan: Plan, results: dict[str, dict[str, Any]], failures: dict[str, s
         notes.append(SEED_NOTE)
     notes += [_erratum(number, erratum) for number, erratum in enumerate(item.errata, 1)]
     notes += item.notes
-    missing = [cell.name for cell in plan.cells if cell.name not in results and cell.name not in failures]
+    missing = [cell.name for cell in plan.cells if cell.name not in done.results and cell.name not in done.failures]
     if missing:
-        notes.append(
-            f"{MISSING}: {len(missing)} of {len(plan.cells)} cells are not computed yet: python reproduce.py {item.name}"
-        )
-    notes += [f"Failed: {name}: {message.splitlines()[0]}" for name, message in failures.items()]
+        why = f"cannot be looked up: {done.obstacle}" if done.obstacle else f"are not computed yet: {plan.command}"
+        notes.append(f"{MISSING}: {len(missing)} of {len(plan.cells)} cells {why}")
+    notes += [f"Failed: {name}: {message.splitlines()[0]}" for name, message in done.failures.items()]
     return notes
 
 
