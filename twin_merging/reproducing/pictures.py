@@ -6,7 +6,7 @@ told apart in grey.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -18,12 +18,13 @@ from matplotlib.figure import Figure
 from twin_merging.reporting.bars import WARNING
 from twin_merging.reporting.figures import _figure as styled
 from twin_merging.reporting.figures import _save as save
-from twin_merging.reporting.methods import estimate
+from twin_merging.reporting.methods import Estimate, estimate
 from twin_merging.reproducing.cells import Plan
 from twin_merging.reproducing.item import Row
 from twin_merging.reproducing.tables import in_percent, name_of, warning_of
 
 Results = dict[str, dict[str, Any]]
+Series = dict[str, list[tuple[float, Estimate]]]
 LINES: tuple[dict[str, Any], ...] = (
     {"color": "#000000", "marker": "o", "linestyle": "-"},
     {"color": "#0072B2", "marker": "s", "linestyle": "--"},
@@ -55,21 +56,36 @@ def _of(plan: Plan, results: Results, row: Row) -> list[dict[str, Any]]:
     return [results[cell.name] for cell in plan.cells if cell.row is row and cell.name in results]
 
 
-def _points(plan: Plan, results: Results, x: str, y: str) -> Iterator[tuple[str, list[tuple[float, float]]]]:
-    """By series, (x, mean over seeds of y) of the rows that have results."""
-    series: dict[str, list[tuple[float, float]]] = {}
+def _estimate(plan: Plan, results: Results, row: Row, key: str) -> Estimate | None:
+    """A row's mean over seeds of a number in results.json, and its interval."""
+    return estimate([result[key] for result in _of(plan, results, row)])
+
+
+def _points(plan: Plan, results: Results, x: str, y: str) -> Series:
+    """By series, x of a row's place and y over its seeds, of the rows that have results."""
+    series: Series = {}
     for row in plan.rows:
-        value = estimate([result[y] for result in _of(plan, results, row)])
+        value = _estimate(plan, results, row, y)
         if x in row.at and value is not None:
-            series.setdefault(row.at["series"], []).append((row.at[x], value.mean))
-    yield from series.items()
+            series.setdefault(row.at["series"], []).append((row.at[x], value))
+    return series
 
 
-def _lines(axes: Axes, series: Iterator[tuple[str, list[tuple[float, float]]]], first: int = 0) -> None:
-    for index, (name, points) in enumerate(series, first):
-        axes.plot(*zip(*points, strict=True), label=name, markersize=5, linewidth=1.4, **LINES[index % len(LINES)])
+def _lines(axes: Axes, series: Series) -> None:
+    """A line a series; whiskers are 95 % confidence intervals, where several seeds ran."""
+    for index, (name, points) in enumerate((name, points) for name, points in series.items() if points):
+        spreads = [y.half_width or 0.0 for _, y in points]
+        axes.errorbar(
+            [x for x, _ in points], [y.mean for _, y in points], spreads if any(spreads) else None, label=name,
+            markersize=5, linewidth=1.4, elinewidth=0.9, capsize=3, **LINES[index % len(LINES)],
+        )  # fmt: skip
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def _in_steps(points: list[tuple[float, Estimate]]) -> list[tuple[float, Estimate]]:
+    """The same, one step apart."""
+    return [(float(place), y) for place, (_, y) in enumerate(points)]
 
 
 def _sides(figure: Figure) -> tuple[Axes, Axes]:
@@ -119,16 +135,13 @@ def tasks_and_storage(figure: Figure, plan: Plan, results: Results) -> None:
     left, right = _sides(figure)
     _lines(left, _points(plan, results, "count", "average_normalized"))
     left.set(xlabel="number of tasks", ylabel="average normalized score")
-    counts = sorted({row.at["count"] for row in plan.rows})
-    left.set_xticks(counts)
-    series: dict[str, list[tuple[float, float]]] = {}
+    left.set_xticks(sorted({row.at["count"] for row in plan.rows}))
+    series: Series = {}
     for row in plan.rows:
-        for result in _of(plan, results, row)[:1]:
-            if result["average_normalized"] is not None:
-                series.setdefault(row.at["series"], []).append(
-                    (result["bytes_stored"] / 1e6, result["average_normalized"])
-                )
-    _lines(right, iter(series.items()))
+        score, stored = (_estimate(plan, results, row, key) for key in ("average_normalized", "bytes_stored"))
+        if score is not None and stored is not None:
+            series.setdefault(row.at["series"], []).append((stored.mean / 1e6, score))
+    _lines(right, series)
     right.set(xlabel="stored: encoders, factors, heads, router (MB)", ylabel="average normalized score")
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, frameon=False)
@@ -137,15 +150,15 @@ def tasks_and_storage(figure: Figure, plan: Plan, results: Results) -> None:
 def sparsity(figure: Figure, plan: Plan, results: Results) -> None:
     """Left: twin with SVD by sparsity. Right: three sparsifiers at the same sparsity (Figure 6)."""
     left, right = _sides(figure)
-    series = dict(_points(plan, results, "x", "average_normalized"))
+    series = _points(plan, results, "x", "average_normalized")
     svd = series.get("SVD", [])
-    _lines(left, iter([("SVD", [(place, y) for place, (_, y) in enumerate(svd)])] if svd else []))
+    _lines(left, {"SVD": _in_steps(svd)})
     _spread(left, [x for x, _ in svd])
     common = sorted({row.at["x"] for row in plan.rows if row.at["series"] != "SVD"})
-    placed = [
-        (name, [(float(common.index(x)), y) for x, y in points if x in common]) for name, points in series.items()
-    ]
-    _lines(right, iter([(name, points) for name, points in placed if points]))
+    _lines(
+        right,
+        {name: [(float(common.index(x)), y) for x, y in points if x in common] for name, points in series.items()},
+    )
     _spread(right, common)
     for axes in (left, right):
         axes.set_ylabel("average normalized score")
@@ -158,14 +171,13 @@ def knowledge(figure: Figure, plan: Plan, results: Results) -> None:
     _lines(left, _points(plan, results, "epochs", "average_raw"))
     left.set(xlabel="fine-tuning epochs", ylabel="average raw score")
     _legend(left)
-    series = dict(_points(plan, results, "x", "average_normalized"))
-    points = series.get("one expert", [])
-    _lines(right, iter([("one expert", [(place, y) for place, (_, y) in enumerate(points)])] if points else []))
+    points = _points(plan, results, "x", "average_normalized").get("one expert", [])
+    _lines(right, {"one expert": _in_steps(points)})
     _spread(right, [x for x, _ in points])
     for row in plan.rows:
-        if row.at.get("series") == "all experts merged":
-            for result in _of(plan, results, row)[:1]:
-                right.axhline(result["average_normalized"], color="#D55E00", linestyle="--", label="all experts merged")
+        merged = _estimate(plan, results, row, "average_normalized")
+        if row.at.get("series") == "all experts merged" and merged is not None:
+            right.axhline(merged.mean, color="#D55E00", linestyle="--", label="all experts merged")
     right.set_ylabel("average normalized score")
     _legend(right)
 
