@@ -97,6 +97,7 @@ def _sweep(launch: Any, flags: list[str], keys: list[str], resume: bool) -> int:
         launch.folder = sweep.folder
         batch = [[*job.overrides, f"hydra.sweep.subdir={quoted(job.name)}"] for job in sweep.pending]
         if batch:
+            log.info("each job's log: %s", launch.folder / "JOB" / "run.log")  # a cluster's jobs print nothing here
             try:
                 _hydra([*flags, "--multirun"], launch.overrides, batch)
             except UserError:
