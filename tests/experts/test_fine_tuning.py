@@ -11,7 +11,7 @@ from experts.word_task import word_task
 
 from twin_merging.config import FullFineTuning
 from twin_merging.experts import fine_tuning
-from twin_merging.experts.fine_tuning import COMPLETE, train
+from twin_merging.experts.fine_tuning import COMPLETE, _usable_checkpoint, train
 
 OPTIONS = FullFineTuning(epochs=3, lr=1e-2, batch_size=8, backbone_dropout=0.1)
 TASK = word_task("four", 4, 2)
@@ -55,6 +55,19 @@ def test_the_newest_and_the_best_checkpoint_are_kept(backbone, tmp_path, monkeyp
     assert history["choice"]["chosen"] == 2
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-15"]
     assert len(list(tmp_path.glob(f"checkpoint-*/{COMPLETE}"))) == 2
+    newest, best = tmp_path / "checkpoint-15", tmp_path / "checkpoint-10"
+    assert _usable_checkpoint(tmp_path) == str(newest)
+    (newest / "optimizer.pt").write_bytes(b"half")
+    assert _usable_checkpoint(tmp_path) == str(best)
+    assert not newest.exists()
+
+
+def test_a_checkpoint_is_of_no_use_without_the_best_one_that_it_names(backbone, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.75, 0.25])
+    monkeypatch.setitem(fine_tuning.metrics, "accuracy", lambda answers, labels: next(scores))
+    trained(backbone, tmp_path)
+    next((tmp_path / "checkpoint-10").glob("*.safetensors")).unlink()
+    assert _usable_checkpoint(tmp_path) is None
 
 
 def test_scores_that_are_no_numbers_do_not_stop_the_training(backbone, tmp_path, monkeypatch):
