@@ -18,11 +18,16 @@ def test_numbers_are_as_long_as_the_last_so_that_folders_sort():
     names = job_names([[f"seed={seed}"] for seed in range(11)])
     assert names[0] == "00-seed=0"
     assert names == sorted(names)
+    assert job_names([[f"seed={seed}"] for seed in range(10)])[0] == "0-seed=0"
 
 
 def test_keys_that_end_alike_are_told_apart():
     jobs = [[f"finetune.epochs={e}", f"router.epochs={e}", f"seed={e}"] for e in (1, 2)]
     assert job_names(jobs)[0] == "0-finetune.epochs=1-router.epochs=1-seed=1"
+
+
+def test_how_a_key_is_added_is_no_part_of_its_name():
+    assert job_names([["+exp=a", "++seed=1"], ["+exp=b", "seed=2"]]) == ["0-exp=a-seed=1", "1-exp=b-seed=2"]
 
 
 def test_values_become_file_names():

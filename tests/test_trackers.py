@@ -101,9 +101,14 @@ tests.log_everything(tests.WandbTracker(tests.schema.Tracker(name="wandb"), fold
 
 
 def test_wandb_offline_has_it_all_without_a_login(tmp_path, monkeypatch):
-    """In a process of its own, as wandb keeps one service a process, which other tests may have used."""
+    """In a process of its own, whose end waits for wandb's service to end and so for the last block of the log.
+
+    ``Run.finish`` tells the service to close the log without waiting for it, and a short log is all in that block. A service
+    that another test began, named by WANDB_SERVICE, would not end with the process.
+    """
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for name in ("WANDB_API_KEY", "WANDB_SERVICE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
     folder = tmp_path / "run"
     folder.mkdir()

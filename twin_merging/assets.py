@@ -18,6 +18,7 @@ from pathlib import Path
 from twin_merging import archives, pip_download
 from twin_merging.checksums import check_file, damaged, sha256_of
 from twin_merging.errors import UserError, unknown
+from twin_merging.locks import alone
 
 log = logging.getLogger("twin_merging")
 RECORD = "files.json"
@@ -166,24 +167,15 @@ def _model_place(name: str, folder: Path) -> Path:
 @contextmanager
 def _building(folder: Path, name: str) -> Iterator[Path]:
     """An empty temporary folder on the same file system, for one process at a time."""
-    from filelock import FileLock, Timeout
-
     temporary = folder / f".{name}.part"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".{name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("waiting for another process that prepares %s", name)
-            lock.acquire()
-        try:
-            shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
-            temporary.mkdir()
-            yield temporary
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            lock.release()
+        with alone(folder / f".{name}.lock", f"waiting for another process that prepares {name}"):
+            try:
+                shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
+                temporary.mkdir()
+                yield temporary
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         hint = "set paths.assets or TWIN_MERGING_ASSETS to a writable folder with free space"
         raise UserError(f"cannot write ({error})", key="paths.assets", found=folder, hint=hint) from error

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from twin_merging import assets
-from twin_merging.errors import UserError
+from twin_merging.errors import exit_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 for an error the user can mend."""
+    """Run the command and return its exit code: 0 done; 2 an error the user can mend; 130 interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = _parser().parse_args(arguments)
     folder = assets.asset_folder(options.folder)
-    try:
+
+    def act() -> int:
         names = options.names or list(assets.manifest())
         {"list": _list, "fetch": _fetch, "verify": _verify}[options.action](names, folder, options)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_code(act, "what was fetched whole is kept, and the same command goes on from there")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from twin_merging.errors import UserError
+from twin_merging.errors import UserError, exit_code, full_error
 from twin_merging.help import help_text, usage_text
 from twin_merging.registry import CONFIGS, load_plugins
 
@@ -19,16 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here instead of being printed by Hydra
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        return _main(arguments)
-    except UserError as error:
-        if os.environ.get("TWIN_FULL_ERROR"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: what was finished is cached, and the same command goes on from there", file=sys.stderr)
-        return 130
+    return exit_code(lambda: _main(arguments), "what was finished is cached, and the same command goes on from there")
 
 
 def _main(arguments: list[str]) -> int:
@@ -106,12 +97,13 @@ def _sweep(launch: Any, flags: list[str], keys: list[str], resume: bool) -> int:
         launch.folder = sweep.folder
         batch = [[*job.overrides, f"hydra.sweep.subdir={quoted(job.name)}"] for job in sweep.pending]
         if batch:
+            log.info("each job's log: %s", launch.folder / "JOB" / "run.log")  # a cluster's jobs print nothing here
             try:
                 _hydra([*flags, "--multirun"], launch.overrides, batch)
             except UserError:
                 raise
             except Exception as error:  # a launcher's worker was killed, say: what is done is done
-                if os.environ.get("TWIN_FULL_ERROR"):
+                if full_error():
                     raise
                 log.error("the launcher stopped: %s: %s", type(error).__name__, error)
         sweep.note_missing()

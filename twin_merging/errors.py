@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -63,3 +65,26 @@ def unknown(key: str, given: object, known: Iterable[str], what: str = "name") -
     return UserError(
         f"unknown {what}", key=key, found=given, expected="one of " + ", ".join(known), nearest=nearest(given, known)
     )
+
+
+def full_error() -> bool:
+    """Whether tracebacks are asked for: ``TWIN_FULL_ERROR=1`` in the environment."""
+    return bool(os.environ.get("TWIN_FULL_ERROR"))
+
+
+def exit_code(command: Callable[[], int], interrupted: str) -> int:
+    """Run what a command line asks for and return its exit code, 2 for an error that the user can mend, 130 for Ctrl-C.
+
+    Args:
+        interrupted: what Ctrl-C has lost and what not.
+    """
+    try:
+        return command()
+    except UserError as error:
+        if full_error():
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted: {interrupted}", file=sys.stderr)
+        return 130

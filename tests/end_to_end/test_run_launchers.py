@@ -75,6 +75,31 @@ def test_a_launcher_gives_the_same_table(launcher: str, reuse: list[str], finish
         assert row == {**rows[row["method"], row["heads"]], "seconds": row["seconds"]}
 
 
+DEADLY = PLUGIN.replace(
+    'raise RuntimeError("out of order")',
+    """
+    import os, signal, time
+    from pathlib import Path
+    while not list(Path("outputs/multiruns").glob("*/*/0-*/results.json")):
+        time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGKILL)
+""",
+)
+
+
+def test_a_worker_that_is_killed_is_told_and_what_was_done_is_kept(reuse: list[str], tmp_path: Path):
+    (tmp_path / "my_broken.py").write_text(DEADLY)
+    outcome = finish(start(
+        "-m", *reuse, "plugins=[my_broken]", "merge_method=pretrained,broken", "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2", folder=tmp_path,
+    ))  # fmt: skip
+    assert outcome.code == 1, outcome.text
+    assert outcome.lines("the launcher stopped: "), outcome.text
+    assert outcome.lines("failed: 1-broken: ended without a result: its process was killed"), outcome.text
+    assert "Traceback" not in outcome.text
+    assert [row["method"] for row in table(tmp_path)] == ["pretrained"]
+
+
 @pytest.mark.parametrize("launcher", ["submitit_local", "ray"])
 def test_a_launcher_that_is_not_installed_is_named_with_its_extra(launcher: str, reuse: list[str], tmp_path: Path):
     if installed(LAUNCHERS[launcher][0]):

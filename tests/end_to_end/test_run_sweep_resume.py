@@ -57,6 +57,7 @@ def test_a_job_is_done_once(reuse: list[str], tmp_path: Path):
     done = snapshot(sweep / "0-pretrained")
     outcome = succeed(*begin, folder=tmp_path)
     assert outcome.lines("1 of 2 jobs are done already", str(sweep.relative_to(tmp_path)))
+    assert outcome.lines("each job's log: ", str(sweep.relative_to(tmp_path) / "JOB/run.log"))
     assert sweeps(tmp_path) == [sweep]
     assert snapshot(sweep / "0-pretrained") == done
     assert sorted(jobs(sweep)) == ["0-pretrained", "1-weight_averaging"]

@@ -2,53 +2,21 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
-from backbones.tiny_models import WORDS, save_model
+from experts.word_task import word_task
 from torch.nn import functional
 
 from twin_merging.backbones.features import Head
-from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone
-from twin_merging.config import FullFineTuning, SequenceClassifier
+from twin_merging.config import FullFineTuning
 from twin_merging.evaluation.metrics import metrics
 from twin_merging.experts import multitask
 from twin_merging.experts.multitask import JointModel, train_jointly
-from twin_merging.tasks.base import Split, Task
 
 OPTIONS = FullFineTuning(epochs=3, lr=1e-2, batch_size=8, backbone_dropout=0.1)
 
 
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory) -> SequenceClassifierBackbone:
-    folder = save_model(tmp_path_factory.mktemp("bert"), "bert")
-    options = SequenceClassifier(pretrained=str(folder), max_length=16)
-    return SequenceClassifierBackbone(options, folder, torch.device("cpu"), autocast=False)
-
-
-def task(name: str, classes: int, seed: int) -> Task:
-    """A task whose label is told by a word: ``classes`` of them, or a number for 0."""
-    chance, used = random.Random(seed), set()
-
-    def split(rows: int) -> Split:
-        texts, labels = [], []
-        while len(texts) < rows:
-            label = chance.randrange(classes or 5)
-            text = " ".join([WORDS[label], *chance.choices(WORDS[8:], k=chance.randint(2, 6))])
-            if text not in used:
-                used.add(text)
-                texts.append((text,))
-                labels.append(label if classes else label / 4)
-        return Split(texts, labels)
-
-    names, ends = (tuple("abcdefg"[:classes]), None) if classes else ((), (0.0, 1.0))
-    kind = "single_label" if classes else "regression"
-    splits = {"train": split(40), "validation": split(12), "test": split(4)}
-    return Task(name, kind, names, ends, "accuracy" if classes else "pearson", splits, {})
-
-
-TASKS = [task("two", 2, 0), task("number", 0, 1), task("four", 4, 2)]
+TASKS = [word_task("two", 2, 0), word_task("number", 0, 1), word_task("four", 4, 2)]
 
 
 def test_the_loss_is_the_mean_of_each_rows_own(backbone):
@@ -125,7 +93,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(backbone, tmp_path,
 
 
 def test_the_test_split_chooses_nothing(backbone, tmp_path):
-    leaky = task("two", 2, 3)
+    leaky = word_task("two", 2, 3)
     leaky.splits["validation"] = leaky.splits["test"]
     with pytest.raises(Exception, match="nothing may be selected on test rows"):
         train_jointly(backbone, [leaky], FullFineTuning(epochs=1), 0, tmp_path)

@@ -82,6 +82,27 @@ def test_a_printed_table_fits_and_shows_every_number(width, seeds):
                 assert all(piece in text for piece in cell.text.split(" / "))
 
 
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_summary_that_is_too_wide_is_printed_in_parts_that_each_name_their_rows(width):
+    columns = [
+        Column("name", "", ("name",), "key"),
+        *(Column(f"column {n}", "", (f"c{n}",), "summary") for n in range(9)),
+    ]
+    row = (Cell("twin of all", ("twin",)), *(Cell(f"{n}00,000", (n,)) for n in range(9)))
+    lines = printed(Table("costs", tuple(columns), (row,)), width).splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    shown = [line for line in lines if "00,000" in line]
+    assert len(shown) > 1
+    assert all(line.strip().startswith("twin of all") for line in shown)
+    assert [n for line in shown for n in range(9) if f"{n}00,000" in line] == list(range(9))
+
+
+def test_a_table_of_names_alone_is_printed_though_it_is_too_wide():
+    assert "twin" in printed(
+        Table("names", (Column("name " * 9, "", ("n",), "key"),), ((Cell("twin", ("twin",)),),)), 20
+    )
+
+
 def test_brackets_in_a_label_are_no_markup():
     assert "[bold]" in printed(results_table([make_result("twin [bold]")]), 160)
 

@@ -80,7 +80,7 @@ def fit(
         num_train_epochs=options.epochs, per_device_train_batch_size=options.batch_size, per_device_eval_batch_size=64,
         learning_rate=options.lr, lr_scheduler_type=options.scheduler, warmup_steps=round(options.warmup * steps),
         weight_decay=options.weight_decay, bf16=backbone.autocast, eval_strategy="epoch", save_strategy="epoch",
-        load_best_model_at_end=True, metric_for_best_model="score", greater_is_better=True, save_total_limit=1,
+        load_best_model_at_end=True, metric_for_best_model="score", greater_is_better=True,
         logging_strategy="epoch", report_to="none", disable_tqdm=True, dataloader_pin_memory=backbone.device.type != "cpu",
         label_names=["labels"],
     )  # fmt: skip
@@ -91,7 +91,7 @@ def fit(
         eval_dataset=held_out,
         data_collator=DataCollatorWithPadding(backbone.tokenizer),
         compute_metrics=compute_metrics,
-        callbacks=[_EtaCallback(label)],
+        callbacks=[_EtaCallback(label), _CheckpointCallback()],
         optimizers=(_optimizer(model, options), None),
     )
     trainer.remove_callback(_printer())
@@ -176,7 +176,7 @@ def _printer() -> type[TrainerCallback]:
 
 
 class _EtaCallback(TrainerCallback):
-    """Shows steps with an ETA, and marks a checkpoint once all its files are written."""
+    """Shows steps with an ETA."""
 
     def __init__(self, label: str):
         self.label = label
@@ -188,12 +188,24 @@ class _EtaCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         self.bar.update(state.global_step)
 
-    def on_save(self, args, state, control, **_):
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        sizes = {
-            str(path.relative_to(checkpoint)): path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()
-        }
-        (checkpoint / COMPLETE).write_text(json.dumps(sizes))
-
     def on_train_end(self, args, state, control, **_):
         self.bar.close()
+
+
+class _CheckpointCallback(TrainerCallback):
+    """Marks a checkpoint once all its files are written, and only then removes older ones but for the best.
+
+    The Trainer's own ``save_total_limit`` removes them before, so that a kill in between would leave none.
+    """
+
+    def on_save(self, args, state, control, **_):
+        scratch = Path(args.output_dir)
+        checkpoint = scratch / f"checkpoint-{state.global_step}"
+        files = [path for path in checkpoint.rglob("*") if path.is_file()]
+        sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
+        unfinished = scratch / f".{COMPLETE}"
+        unfinished.write_text(json.dumps(sizes))
+        unfinished.replace(checkpoint / COMPLETE)
+        for other in scratch.glob("checkpoint-*"):
+            if str(other) not in (str(checkpoint), state.best_model_checkpoint):
+                shutil.rmtree(other)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from twin_merging.errors import UserError
+from twin_merging.errors import UserError, exit_code
 from twin_merging.mirror.folder import read_manifest, verify
 from twin_merging.mirror.needs import mirror_command, needed
 from twin_merging.mirror.piece import Piece
@@ -24,21 +24,16 @@ The same key=value arguments as run.py's say what is needed; -m allows several v
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 for an error the user can mend."""
+    """Run the command and return its exit code: 0 done; 2 an error the user can mend; 130 interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or {"-h", "--help"} & {*given}:
         print(USAGE, file=sys.stdout if given else sys.stderr)
         return 0 if given else 2
-    try:
-        _run(given)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: _run(given), "what was fetched is kept, and the same command goes on from there")
 
 
-def _run(given: list[str]) -> None:
+def _run(given: list[str]) -> int:
     folders = [text.removeprefix("out=") for text in given if text.startswith("out=")]
     if len(folders) != 1 or not folders[0]:
         raise UserError("the mirror's folder is needed", key="out", found=folders or None, expected="out=DIR")
@@ -49,7 +44,7 @@ def _run(given: list[str]) -> None:
             raise UserError("verify checks the whole mirror", found=" ".join(overrides[1:]), expected="verify out=DIR")
         pieces = verify(mirror, f"remove {mirror / 'mirror.json'} and fetch again")
         print(f"{mirror}: {len(pieces)} pieces, {human_bytes(sum(entry.size for entry in pieces.values()))}: verified")
-        return
+        return 0
     if unknown := [text for text in overrides if text.startswith("-")]:
         raise UserError("unknown flag", key=unknown[0], hint="python scripts/mirror.py --help")
     if any(text.lstrip("+").startswith("paths.mirror=") for text in overrides):
@@ -64,6 +59,7 @@ def _run(given: list[str]) -> None:
         print(f"done: python run.py {command} paths.mirror={mirror}")
     else:
         _list(pieces_needed, mirror)
+    return 0
 
 
 def _needed(overrides: list[str], multirun: bool) -> list[Piece]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from twin_merging import assets
 from twin_merging.errors import UserError
+from twin_merging.locks import alone
 from twin_merging.mirror.folder import ASSETS, Entry, add, hashed, read_manifest
 from twin_merging.mirror.piece import Piece
 from twin_merging.progress import progress
@@ -25,7 +26,7 @@ def fetch(pieces: Sequence[Piece], mirror: Path) -> None:
     Raises:
         UserError: for the first piece that cannot be had, or if the mirror cannot be written.
     """
-    with _alone(mirror):
+    with _fetching(mirror):
         for piece in pieces:
             if piece.key in read_manifest(mirror):
                 continue
@@ -110,21 +111,10 @@ def _files(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _alone(mirror: Path) -> Iterator[None]:
+def _fetching(mirror: Path) -> Iterator[None]:
     """One process at a time fetches into a mirror."""
-    from filelock import FileLock, Timeout
-
     try:
-        mirror.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(mirror / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("waiting for another process that fetches into %s", mirror)
-            lock.acquire()
-        try:
+        with alone(mirror / ".lock", f"waiting for another process that fetches into {mirror}"):
             yield
-        finally:
-            lock.release()
     except OSError as error:
         raise UserError(f"cannot write ({error})", key="out", found=mirror, expected="a folder to write in") from error

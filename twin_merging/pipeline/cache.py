@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from twin_merging.checksums import check_file, sha256_of
 from twin_merging.errors import UserError
+from twin_merging.locks import alone
 from twin_merging.measure import measured
 from twin_merging.pipeline.stage import Stage
 from twin_merging.progress import format_seconds
@@ -122,8 +123,8 @@ class Cache:
         folder = self._folder(stage)
         with full_disk_explained(self.root, "paths.cache"):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            (self.root / "locks").mkdir(exist_ok=True)
-            with _held(self.root / "locks" / f"{stage.name}-{stage.key}.lock", stage):
+            waiting = f"  {stage.name:<10} {stage.label:<44} waiting: another process computes it"
+            with alone(self.root / "locks" / f"{stage.name}-{stage.key}.lock", waiting):
                 if found := self._read(stage, folder, cached=True):
                     return found
                 for killed in folder.parent.glob(
@@ -193,20 +194,6 @@ def _write_manifest(stage: Stage, folder: Path, cost: Any) -> None:
         "seconds": cost.seconds, "peak_memory": cost.peak_memory, "files": files,
     }  # fmt: skip
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-
-
-@contextmanager
-def _held(path: Path, stage: Stage) -> Iterator[None]:
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0.1)
-    except Timeout:
-        log.info("  %-10s %-44s waiting: another process computes it", stage.name, stage.label)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import sys
 import time
@@ -16,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from twin_merging.config import RunConfig, TaskUnknown, trackers
-from twin_merging.errors import UserError
+from twin_merging.errors import UserError, full_error
 from twin_merging.evaluation.expert_scores import compare, warnings
 from twin_merging.evaluation.leaks import leaks
 from twin_merging.pipeline.cache import Cache, full_disk_explained
@@ -32,7 +31,6 @@ from twin_merging.trackers import redact
 from twin_merging.validation import to_plain, validate
 
 log = logging.getLogger("twin_merging")
-FULL_ERROR = "TWIN_FULL_ERROR"
 
 
 def run_job(cfg: DictConfig) -> float | None:
@@ -74,7 +72,7 @@ def _run_in(folder: Path, cfg: DictConfig, overrides: list[str], chooses: bool) 
         message = str(error) if kind == "user" else f"{type(error).__name__}: {error}"
         log.error("failed: %s", message)
         trace = traceback.format_exc()
-        if os.environ.get(FULL_ERROR):
+        if full_error():
             log.error(trace)
         try:
             with (folder / "run.log").open("a") as file:

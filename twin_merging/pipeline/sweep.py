@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from twin_merging.config import RunConfig
 from twin_merging.errors import UserError
+from twin_merging.locks import alone
 from twin_merging.reporting.results import ATTEMPTS, FAILURE, RESULTS, read, write_failure, write_json
 from twin_merging.validation import to_plain
 
@@ -81,10 +82,10 @@ def opened(folder: Path, jobs: Sequence[Job], *, resume: bool, search: bool) -> 
     """
     if resume and search:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder.parent / f".{_sweep_identity(jobs)}.lock", "this sweep is being opened elsewhere"):
+        with alone(folder.parent / f".{_sweep_identity(jobs)}.lock", "this sweep is being opened elsewhere"):
             folder = _same_sweep(folder.parent, jobs) or folder
             _begin(folder, jobs)  # so that a process that starts at the same time finds it
-    with _alone(folder / LOCKS / "sweep.lock", f"another process works on the sweep in {folder}: waiting for it"):
+    with alone(folder / LOCKS / "sweep.lock", f"another process works on the sweep in {folder}: waiting for it"):
         if (folder / MANIFEST).exists():
             _check_same(folder, jobs, resume)
         elif resume:
@@ -121,7 +122,7 @@ def turn(folder: Path) -> Iterator[bool]:
     if not is_of_sweep(folder):
         yield True
         return
-    with _alone(_lock_of(folder), f"{folder.name} runs in another process: waiting for it"):
+    with alone(_lock_of(folder), f"{folder.name} runs in another process: waiting for it"):
         yield not (folder / RESULTS).exists()
 
 
@@ -224,18 +225,3 @@ def _is_free(place: Path) -> bool:
             return True
     except Timeout:
         return False
-
-
-@contextmanager
-def _alone(path: Path, waiting: str) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0.1)
-    except Timeout:
-        log.info("%s", waiting)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()

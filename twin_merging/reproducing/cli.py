@@ -9,29 +9,19 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twin_merging.errors import UserError
+from twin_merging.errors import UserError, exit_code
 from twin_merging.reproducing.item import known_items, load_item
 
 if TYPE_CHECKING:
     from twin_merging.reproducing.cells import Plan
     from twin_merging.reproducing.running import Done
 
-FULL_ERROR = "TWIN_FULL_ERROR"
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code: 0 done; 1 a cell failed, the others finished; 2 bad input."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        return _main(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        if os.environ.get(FULL_ERROR):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: finished cells are kept, and the same command goes on from there", file=sys.stderr)
-        return 130
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return exit_code(lambda: _main(arguments), "finished cells are kept, and the same command goes on from there")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import logging
-import os
 import sys
 
 from twin_merging.config import data_methods, merge_methods
-from twin_merging.errors import UserError
+from twin_merging.errors import UserError, exit_code
 from twin_merging.help import group_help
 from twin_merging.registry import CONFIGS, load_plugins
 from twin_merging.validation import STATIC_METHODS_EXCLUDED
@@ -47,24 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
-    try:
-        return _main(arguments)
-    except UserError as error:
-        if os.environ.get("TWIN_FULL_ERROR"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or os.environ.get("TWIN_FULL_ERROR"):
-            raise
-        print(
-            f"error: out: the disk is full; finished shards are kept, and the same command goes on\n  {error}",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: finished shards are kept, and the same command goes on from there", file=sys.stderr)
-        return 130
+    return exit_code(lambda: _explained(arguments), "finished shards are kept, and the same command goes on from there")
 
 
 def help_text() -> str:
@@ -85,6 +67,17 @@ def methods_of_run() -> list[str]:
         for name, component in merge_methods.items()
         if name != "twin" and (name in STATIC_METHODS_EXCLUDED or component.options.__module__ == data_methods.__name__)
     ]
+
+
+def _explained(arguments: list[str]) -> int:
+    try:
+        return _main(arguments)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            "the disk is full; finished shards are kept, and the same command goes on", key="out", found=error
+        ) from error
 
 
 def _main(arguments: list[str]) -> int:
