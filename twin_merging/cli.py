@@ -94,7 +94,7 @@ def _sweep(launch: Any, flags: list[str], keys: list[str], resume: bool) -> int:
     """Run those jobs of a sweep that are not done, and report on all."""
     import logging
 
-    from twin_merging.compose import quoted
+    from twin_merging.overrides import quoted
     from twin_merging.pipeline.sweep import Job, job_identity, opened, unfinished
 
     log = logging.getLogger("twin_merging")
