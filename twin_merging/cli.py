@@ -58,7 +58,6 @@ def _main(arguments: list[str]) -> int:
     if any(job.paths.mirror for job in launch.jobs):
         from twin_merging.mirror.needs import check_mirrored
 
-        os.environ["HF_HUB_OFFLINE"] = "1"
         check_mirrored(launch.jobs, [*(["-m"] if launch.multirun else []), *args.overrides])
     return _run(launch, [flag for flag in flags if flag not in MULTIRUN])
 
