@@ -36,6 +36,8 @@ OUT_OF_RANGE = [
     ("finetune__lr", 2, "more than 0 and at most 1"),
     ("tasks__rows__train", 0, "at least 1"),
     ("tasks__limit", 0, "at least 1"),
+    ("experts__tolerance", -1, "at least 0"),
+    ("experts__seed", -1, "at least 0"),
     ("backbone__max_length", 1, "at least 2"),
     ("sparsifier__rank", 0, "at least 1"),
     ("sparsifier__fraction", 0.0, "more than 0"),
@@ -55,6 +57,12 @@ def test_a_value_out_of_range_is_refused(composed, name, value, expected):
     assert error.key == name.replace("__", ".")
     assert str(error.found) == str(float(value[-1]) if isinstance(value, list) else type(error.found)(value))
     assert expected in error.expected
+
+
+@pytest.mark.parametrize(("name", "value"), [("experts__reference", 101.0), ("tasks__train_rows", 0)])
+def test_so_is_one_of_a_task(composed, name, value):
+    error = refused(composed, **{name: {"cola": 1, "rte": value}})
+    assert (error.message, error.key, error.found) == ("out of range", name.replace("__", "."), value)
 
 
 BOUNDS = [
@@ -97,6 +105,7 @@ TYPES = [
     ("tasks__names", "cola", "list[str]: which tasks"),
     ("tasks__rows__train", "many", "int | None: rows to fine-tune on"),
     ("merge_method__shared__grid", 0.3, "list[float] | None"),
+    ("experts__sources", "somewhere", "dict[str, str] | None"),
 ]
 
 
@@ -104,6 +113,24 @@ TYPES = [
 def test_a_value_of_the_wrong_type_is_refused(composed, name, value, expected):
     error = refused(composed, **{name: value})
     assert (error.key, error.found) == (name.replace("__", "."), value)
+    assert error.expected.startswith(expected)
+
+
+BY_TASK = [
+    ("experts__sources", ["a", "b"], "dict[str, str]"),
+    ("experts__sources", {"a": "b"}, "dict[str, str]"),
+    ("experts__labels", "no", "dict[str, list[str]]"),
+    ("experts__labels", {"no": 1}, "dict[str, list[str]]"),
+    ("experts__reference", [90.0], "dict[str, float]"),
+    ("experts__reference", "high", "dict[str, float]"),
+    ("tasks__train_rows", [5], "dict[str, int]"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), BY_TASK, ids=[f"{row[0]}={row[1]}" for row in BY_TASK])
+def test_a_value_by_task_of_the_wrong_type_is_refused(composed, name, value, expected):
+    error = refused(composed, **{name: {"cola": value}})
+    assert (error.key, error.found) == (f"{name.replace('__', '.')}.cola", value)
     assert error.expected.startswith(expected)
 
 

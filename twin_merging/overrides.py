@@ -108,6 +108,13 @@ def _unknown_key(key: str, override: Override, cfg: DictConfig, error: Exception
         return UserError(
             "an experiment is added, not replaced", key=key, found=override.value(), hint=f"+exp={override.value()}"
         )
+    inner = str(getattr(error.__cause__, "full_key", ""))
+    if inner.startswith(f"{key}."):  # of a mapping that is the override's value
+        known = [str(name) for name in OmegaConf.select(cfg, inner.rpartition(".")[0])]
+        return UserError(
+            "unknown key", key=inner, found=override.value(), expected="one of " + ", ".join(known),
+            nearest=nearest(inner.rpartition(".")[2], known), hint=f"+{inner}=VALUE adds it",
+        )  # fmt: skip
     if key in known or (parent and last in known):
         return UserError(str(error).splitlines()[0], key=key, found=override.value())
     known = known if parent else sorted({*known, *REGISTRIES, "exp"})

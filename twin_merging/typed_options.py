@@ -80,17 +80,31 @@ def _help(options: type, name: str) -> str | None:
 
 
 def check_ranges(options: Any, key: str) -> None:
-    """Check every number against its closed range and every choice against its list, in nested options too."""
+    """Check every number against its closed range and every choice against its list, in nested options too.
+
+    Of a mapping each value's type is checked too, which OmegaConf leaves alone where it is a list or a mapping.
+    """
     for field in dataclasses.fields(options):
         value, name = getattr(options, field.name), _joined(key, field.name)
         if dataclasses.is_dataclass(value):
             check_ranges(value, name)
             continue
+        if isinstance(value, dict) and str(field.type).startswith("dict["):
+            _check_kinds(value, name, field)
         items = (
             value.values() if isinstance(value, dict) else value if isinstance(value, (list, ListConfig)) else [value]
         )
         for item in items:
             _check_value(item, name, field.metadata)
+
+
+def _check_kinds(values: dict[str, Any], key: str, field: dataclasses.Field) -> None:
+    is_list = "list[" in str(field.type)
+    for name, value in values.items():
+        if isinstance(value, list) != is_list or isinstance(value, dict):
+            raise UserError(
+                "a value of the wrong type", key=_joined(key, name), found=value, expected=f"{field.type}: {field.metadata['help']}"
+            )  # fmt: skip
 
 
 def _check_value(value: Any, key: str, metadata: Mapping[str, Any]) -> None:

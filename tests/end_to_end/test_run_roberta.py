@@ -87,9 +87,10 @@ def real(glue: Path, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_every_method_at_the_base_models_real_size(real: Path, glue: Path):
-    """Of what is iterated a few steps, and of what decomposes matrices in float64 one layer's, for time."""
+    """Of what is iterated a few steps, and of what solves or decomposes in float64 one layer's matrices, for time."""
     layer = "merge_method.matrices=[.*layer.0.*]"
     singular = {
+        "regmean": ["parameters.include=[.*layer.0.*]"],
         "tsv_merge": [layer], "iso_c": [layer], "wudi": [layer, "merge_method.steps=2"],
         "adamerging": ["merge_method.steps=2"], "surgery": ["merge_method.steps=2", "merge_method.merge.steps=2"],
     }  # fmt: skip

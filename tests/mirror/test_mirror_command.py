@@ -86,7 +86,9 @@ def test_all_is_copied_hashed_and_verified(arguments: list[str], tmp_path: Path,
     assert "to fetch" in capsys.readouterr().out
     assert not out.exists()
     assert main([*arguments, f"out={out}"]) == 0
-    assert f"paths.mirror={out}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"paths.mirror={out}" in shown
+    assert "paths.data=" not in shown  # the rows are in the mirror, and the folder they came from is elsewhere
     pieces = read_manifest(out)
     assert len(pieces) == 5
     for entry in pieces.values():
@@ -190,3 +192,9 @@ def test_nothing_is_missing_of_what_was_mirrored(arguments: list[str], tmp_path:
     with pytest.raises(UserError, match=r"rows glue/rte") as caught:
         check_mirrored(jobs(*used, missing), used)
     assert "cola" not in str(caught.value.expected)
+
+
+def test_a_folder_that_is_no_mirror_is_refused_though_all_is_on_this_machine(tmp_path: Path, arguments: list[str]):
+    used = [*arguments, f"paths.mirror={tmp_path / 'none'}"]
+    with pytest.raises(UserError, match="no mirror"):
+        check_mirrored(plan(used, multirun=False).jobs, used)

@@ -17,6 +17,7 @@ from twin_merging.errors import UserError, unknown
 from twin_merging.experts.published import source_of, split_revision
 from twin_merging.mirror.folder import ASSETS, MANIFEST, check_entry, model_key, read_manifest
 from twin_merging.mirror.piece import Piece
+from twin_merging.overrides import is_hydras
 
 
 def needed(runs: Sequence[RunConfig]) -> list[Piece]:
@@ -49,6 +50,10 @@ def check_mirrored(runs: Sequence[RunConfig], overrides: Sequence[str]) -> None:
                 "the mirror lacks what this experiment needs", key="paths.mirror", found=mirror,
                 expected="; ".join(f"{piece.key} ({piece.origin})" for piece in missing), hint=hint,
             )  # fmt: skip
+        if not known:
+            raise UserError(
+                "no mirror", key="paths.mirror", found=mirror, expected=f"a folder with a {MANIFEST}", hint=hint
+            )
         for piece in pieces:
             if piece.key in known:
                 check_entry(folder, known[piece.key], f"remove {folder / MANIFEST}, and {hint}")
@@ -59,7 +64,7 @@ def mirror_command(overrides: Sequence[str], mirror: str) -> str:
     kept = [
         text
         for text in overrides
-        if not text.lstrip("+~").startswith(("hydra.", "hydra/", "paths.mirror=", "paths.outputs=", "paths.cache="))
+        if not (is_hydras(text) or text.lstrip("+").startswith(("paths.mirror=", "paths.outputs=", "paths.cache=")))
     ]
     return f"python scripts/mirror.py {shlex.join([*kept, f'out={mirror}'])}"
 
