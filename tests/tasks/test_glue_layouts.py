@@ -94,9 +94,10 @@ def test_a_missing_shard_is_named(tmp_path: Path):
     assert caught.value.expected == "train-00001-of-00003.parquet"
 
 
-def test_a_damaged_list_of_files_is_named(tmp_path: Path):
+@pytest.mark.parametrize("state", ["{}", '{"_data_files": [{"filename": "../validation/data-00000-of-00001.arrow"}]}'])
+def test_a_damaged_list_of_files_is_named(tmp_path: Path, state: str):
     write_saved(tmp_path)
-    (tmp_path / "train/state.json").write_text("{}")
+    (tmp_path / "train/state.json").write_text(state)
     with pytest.raises(UserError) as caught:
         find_tables(tmp_path, "train")
     assert caught.value.key == str(tmp_path / "train/state.json")
