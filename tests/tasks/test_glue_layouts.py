@@ -9,7 +9,7 @@ import pytest
 
 from twin_merging import config
 from twin_merging.errors import UserError
-from twin_merging.tasks.glue import Glue
+from twin_merging.tasks.glue import TASKS, Glue
 from twin_merging.tasks.tables import find_tables
 
 ROWS = {"train": 7, "validation": 4}
@@ -101,3 +101,17 @@ def test_a_damaged_list_of_files_is_named(tmp_path: Path, state: str):
     with pytest.raises(UserError) as caught:
         find_tables(tmp_path, "train")
     assert caught.value.key == str(tmp_path / "train/state.json")
+
+
+def test_labels_count_as_the_hub_counts_them():
+    """By these names the outputs of published heads are told apart."""
+    assert {name: entry.class_names for name, entry in TASKS.items()} == {
+        "cola": ("unacceptable", "acceptable"),
+        "sst2": ("negative", "positive"),
+        "mrpc": ("not_equivalent", "equivalent"),
+        "stsb": (),
+        "qqp": ("not_duplicate", "duplicate"),
+        "mnli": ("entailment", "neutral", "contradiction"),
+        "qnli": ("entailment", "not_entailment"),
+        "rte": ("entailment", "not_entailment"),
+    }
