@@ -96,3 +96,28 @@ def test_a_stream_of_unknown_tasks_needs_a_router_that_is_trained_and_two_tasks(
     assert refused(composed, evaluation=known, tasks__names=["cola"]).key == "tasks.names"
     error = refused(composed, evaluation={**known, "noise": [0.1, 1.5]})
     assert (error.key, error.message) == ("evaluation.noise", "out of range")
+
+
+def test_one_source_stands_for_no_unseen_task_beside_the_merged_one(composed):
+    error = refused(composed, experts__source="some/folder", tasks__names=["cola"], tasks__unseen=["rte"])
+    assert error.key == "experts.source"
+
+
+KNOWN = {"name": "task_unknown"}
+CONTRADICTIONS = [
+    ({"tasks__unseen": ["rte", "rte"]}, "tasks.unseen", "rte"),
+    ({"evaluation__excluded": "task", "evaluation__heads": "routed"}, "evaluation.excluded", "routed"),
+    ({"evaluation__excluded": "task", "tasks__unseen": ["rte"]}, "evaluation.excluded", "tasks.unseen"),
+    ({"evaluation": KNOWN, "tasks__unseen": ["rte"]}, "evaluation", "tasks.unseen"),
+    ({"merge_method": {"name": "multitask"}, "finetune": {"name": "lora"}}, "finetune.name", "lora with multitask"),
+    ({"inference__memory": "much"}, "inference.memory", "much"),
+    ({"merge_method__shared__gamma": [1.0]}, "merge_method.shared.gamma", "1 of them"),
+    ({"inference__lower": "shared"}, "inference.lower", "router=mlp"),
+]
+
+
+@pytest.mark.parametrize(("changes", "key", "found"), CONTRADICTIONS, ids=[row[1] for row in CONTRADICTIONS])
+def test_what_does_not_go_together_is_named(composed, changes, key, found):
+    error = refused(composed, **changes)
+    assert error.key == key
+    assert found in str(error.found)
