@@ -1,4 +1,4 @@
-"""What several tests need: real rows beside the repository, and offline assets."""
+"""What several tests need: the default configuration, real rows beside the repository, and offline assets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 
 from twin_merging import assets
 from twin_merging.errors import UserError
@@ -15,6 +16,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest files first, so that no worker is left alone with one of them at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session")
+def composed() -> DictConfig:
+    """The default configuration, once, since composing is slow."""
+    from twin_merging.compose import composer, register_resolvers
+    from twin_merging.overrides import compose_config
+
+    register_resolvers()
+    with composer():
+        return compose_config([])
 
 
 @pytest.fixture(scope="session")

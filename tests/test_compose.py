@@ -145,3 +145,11 @@ def test_the_cache_folder_needs_no_experiment():
 def test_a_value_without_key_is_quoted_back():
     error = refused("=3")
     assert (error.key, error.found) == ("=3", 3)
+
+
+def test_a_key_of_a_mapping_that_there_is_not_is_named_with_those_that_there_are():
+    with pytest.raises(UserError) as caught:
+        plan(["+exp=glue_roberta", "experts.reference={colla: 30}"], multirun=False)
+    error = caught.value
+    assert (error.message, error.key, error.nearest) == ("unknown key", "experts.reference.colla", "cola")
+    assert "sst2" in error.expected

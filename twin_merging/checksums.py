@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import time
+from functools import cache
 from pathlib import Path
 
 from twin_merging.errors import UserError
 
+SETTLED = 2_000_000_000  # nanoseconds after which a change of a file is sure to show in its times
+
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Hexadecimal SHA-256 of a file, which is read once a process: jobs of a sweep ask again for the same gigabytes."""
+    about = path.stat()
+    changed = max(about.st_mtime_ns, about.st_ctime_ns)
+    if time.time_ns() - changed < SETTLED:
+        return _read(path)
+    return _remembered(path, about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+
+
+@cache
+def _remembered(path: Path, *identity: int) -> str:
+    return _read(path)
+
+
+def _read(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -49,7 +49,6 @@ def _main(arguments: list[str]) -> int:
     if any(job.paths.mirror for job in launch.jobs):
         from twin_merging.mirror.needs import check_mirrored
 
-        os.environ["HF_HUB_OFFLINE"] = "1"
         check_mirrored(launch.jobs, [*(["-m"] if launch.multirun else []), *args.overrides])
     return _run(launch, [flag for flag in flags if flag not in MULTIRUN])
 
@@ -85,7 +84,7 @@ def _sweep(launch: Any, flags: list[str], keys: list[str], resume: bool) -> int:
     """Run those jobs of a sweep that are not done, and report on all."""
     import logging
 
-    from twin_merging.compose import quoted
+    from twin_merging.overrides import quoted
     from twin_merging.pipeline.sweep import Job, job_identity, opened, unfinished
 
     log = logging.getLogger("twin_merging")

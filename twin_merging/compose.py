@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, flag_override
-from omegaconf.errors import OmegaConfBaseException
 
-from twin_merging.config import REGISTRIES, RunConfig
-from twin_merging.errors import UserError, nearest
+from twin_merging.config import RunConfig
+from twin_merging.errors import UserError
 from twin_merging.job_names import job_names
+from twin_merging.overrides import compose_config, is_hydras, parse, quoted
 from twin_merging.registry import CONFIGS, load_plugins
 from twin_merging.settings import settled
 from twin_merging.validation import validate
-
-GROUPS = {*REGISTRIES, "exp", ""}
-EXTRAS = {
-    "hydra/launcher=joblib": "pip install 'twin_merging[joblib]'",
-    "hydra/launcher=submitit_local": "pip install 'twin_merging[submitit]'",
-    "hydra/launcher=submitit_slurm": "pip install 'twin_merging[submitit]'",
-    "hydra/launcher=ray": "pip install 'twin_merging[ray]' && pip install --no-deps hydra-ray-launcher==1.2.2",
-    "hydra/sweeper=optuna": "pip install 'twin_merging[optuna]'",
-}
-"""What brings Hydra's plugins that are not everybody's."""
 
 
 @dataclass
@@ -72,11 +61,11 @@ def plan(overrides: list[str], multirun: bool) -> Launch:
         UserError: for the first key or value that is unknown or wrong.
     """
     register_resolvers()
-    with _composer():
+    with composer():
         load_plugins(_plugins(overrides))
-        parsed = _parse(overrides)
+        parsed = parse(overrides)
         single = [text for text, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
-        first = _compose(single)
+        first = compose_config(single)
         multirun = multirun or (first.hydra.mode is not None and first.hydra.mode.name == "MULTIRUN")
         if not multirun:
             overrides_of_jobs, arguments = [overrides], overrides
@@ -87,13 +76,13 @@ def plan(overrides: list[str], multirun: bool) -> Launch:
             arguments = _with_experiment_sweep(overrides, parsed, first)
             overrides_of_jobs = _expand(arguments, first)
         _check_direction(first)
-        composed = [_compose(job) for job in overrides_of_jobs]
+        composed = [compose_config(job) for job in overrides_of_jobs]
         jobs = [validate(settled(cfg, job)) for cfg, job in zip(composed, overrides_of_jobs, strict=True)]
         folder = Path(first.hydra.sweep.dir if multirun else first.hydra.run.dir)
         given = {str(override.key_or_group) for override in parsed}
         launch = Launch(jobs, overrides_of_jobs[0], folder, multirun, arguments, "hydra.sweep.dir" in given)
         if multirun and _is_basic(first):
-            launch.batch = [[text for text in job if not _is_hydras(text)] for job in overrides_of_jobs]
+            launch.batch = [[text for text in job if not is_hydras(text)] for job in overrides_of_jobs]
             own = "hydra.sweep.subdir" in given
             launch.names = _subfolders(composed) if own else job_names(launch.batch)
     return launch
@@ -106,19 +95,20 @@ def compose_each(jobs: list[list[str]]) -> list[RunConfig]:
         UserError: for the first key or value that is unknown or wrong.
     """
     register_resolvers()
-    with _composer():
+    with composer():
         load_plugins(sorted({name for job in jobs for name in _plugins(job)}))
-        return [validate(settled(_compose(job), job)) for job in jobs]
+        return [validate(settled(compose_config(job), job)) for job in jobs]
 
 
 def cache_folder(overrides: list[str]) -> Path:
     """``paths.cache`` as ``overrides`` set it, without asking for an experiment."""
-    with _composer():
-        return Path(_compose(overrides).paths.cache)
+    with composer():
+        return Path(compose_config(overrides).paths.cache)
 
 
 @contextmanager
-def _composer():
+def composer() -> Iterator[None]:
+    """Where Hydra composes what configs/ holds."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS), job_name="run"):
         yield
 
@@ -139,27 +129,6 @@ def _plugins(overrides: list[str]) -> list[str]:
     return list(OmegaConf.select(OmegaConf.load(experiment), "plugins") or []) if experiment.is_file() else []
 
 
-def _parse(overrides: list[str]) -> list[Override]:
-    try:
-        return OverridesParser.create().parse_overrides(overrides)
-    except OverrideParseException as error:
-        raise UserError(
-            "this cannot be read as key=value", key=error.override, found=str(error).splitlines()[0],
-            expected="key=value, +key=value, key=[a,b], or key=a,b with -m", hint="quote values with spaces or signs: 'key=\"a b\"'",
-        ) from error  # fmt: skip
-
-
-def _check_groups(overrides: list[str]) -> None:
-    """Refuse ``router=null`` and ``router=3``, at which Hydra fails without naming the group."""
-    for override in _parse(overrides):
-        group, value = override.key_or_group, override.value()
-        if group in GROUPS and not override.is_delete() and not isinstance(value, (str, list)):
-            raise UserError(
-                "a group needs an option", key=group or override.input_line, found="null" if value is None else value,
-                expected=f"{group or 'GROUP'}=NAME",
-            )  # fmt: skip
-
-
 def _with_experiment_sweep(overrides: list[str], parsed: list[Override], cfg: DictConfig) -> list[str]:
     given = {override.key_or_group for override in parsed}
     own = cfg.hydra.sweeper.get("params")
@@ -176,14 +145,14 @@ def _expand(arguments: list[str], cfg: DictConfig) -> list[list[str]]:
     """Each job's overrides as Hydra's basic sweeper makes them; of other sweepers, which choose as they go, some of them."""
     if not _is_basic(cfg):
         return _trials(arguments)
-    parsed = [override for override in _parse(arguments) if not str(override.key_or_group).startswith("hydra.")]
-    hydra_only = [text for text in arguments if _is_hydras(text)]
+    parsed = [override for override in parse(arguments) if not str(override.key_or_group).startswith("hydra.")]
+    hydra_only = [text for text in arguments if is_hydras(text)]
     return [job + hydra_only for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
 
 
 def _trials(arguments: list[str]) -> list[list[str]]:
     """The overrides of trials that a search may come to: each value of each key, all other keys at their first."""
-    values = {text: _values(text, override) for text, override in zip(arguments, _parse(arguments), strict=True)}
+    values = {text: _values(text, override) for text, override in zip(arguments, parse(arguments), strict=True)}
     first = {text: found[0] for text, found in values.items()}
     others = [{**first, text: value} for text, found in values.items() for value in found[1:]]
     return [list(trial.values()) for trial in (first, *others)]
@@ -213,10 +182,6 @@ def _check_direction(cfg: DictConfig) -> None:
         )  # fmt: skip
 
 
-def _is_hydras(text: str) -> bool:
-    return text.lstrip("+~").startswith(("hydra.", "hydra/"))
-
-
 def _subfolders(jobs: list[DictConfig]) -> list[str]:
     """The jobs' folders by the user's own pattern.
 
@@ -235,61 +200,3 @@ def _subfolders(jobs: list[DictConfig]) -> list[str]:
             )  # fmt: skip
         names.append(name)
     return names
-
-
-def _compose(overrides: list[str]) -> DictConfig:
-    _check_groups(overrides)
-    try:
-        return compose("config", overrides=overrides, return_hydra_config=True)
-    except MissingConfigException as error:
-        raise _missing_option(error) from error
-    except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
-        raise _bad_override(error, overrides) from error
-
-
-def _missing_option(error: MissingConfigException) -> UserError:
-    group, _, given = str(error.missing_cfg_file).rpartition("/")
-    known = sorted(option for option in error.options or [] if "/" not in option)
-    return UserError(
-        "unknown option", key=group or "config", found=given,
-        expected="one of " + ", ".join(known) if known else None, nearest=nearest(given, known), hint=EXTRAS.get(f"{group}={given}"),
-    )  # fmt: skip
-
-
-def _bad_override(error: Exception, overrides: list[str]) -> UserError:
-    """Find the override that does not compose with the rest, and the keys that exist where it points."""
-    given = zip(overrides, _parse(overrides), strict=True)
-    # the longest first: router.rank=4 is at fault, not the router=oracle before it
-    for text, override in sorted(given, key=lambda pair: -len(pair[1].get_key_element())):
-        key = override.get_key_element()
-        if key not in str(error) and str(override.key_or_group) not in str(error):
-            continue
-        others = [other for other in overrides if other is not text]
-        try:
-            cfg = compose("config", overrides=others, return_hydra_config=True)
-        except Exception:  # another override is wrong too: its own message comes first
-            continue
-        return _unknown_key(str(override.key_or_group), override, cfg, error)
-    return UserError(str(error).splitlines()[0])
-
-
-def _unknown_key(key: str, override: Override, cfg: DictConfig, error: Exception) -> UserError:
-    parent, _, last = key.rpartition(".")
-    node = OmegaConf.select(cfg, parent) if parent else cfg
-    known = [str(name) for name in node if name != "hydra"] if isinstance(node, DictConfig) else []
-    if key == "exp":
-        return UserError(
-            "an experiment is added, not replaced", key=key, found=override.value(), hint=f"+exp={override.value()}"
-        )
-    if key in known or (parent and last in known):
-        return UserError(str(error).splitlines()[0], key=key, found=override.value())
-    known = known if parent else sorted({*known, *REGISTRIES, "exp"})
-    return UserError(
-        "unknown key", key=key, found=override.value(),
-        expected="one of " + ", ".join(known) if known else None, nearest=nearest(last, known),
-    )  # fmt: skip
-
-
-def quoted(text: str) -> str:
-    """A value as an override needs it."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -149,3 +149,12 @@ def test_a_router_of_training_rows_reads_the_first_and_says_so(reuse: list[str],
     assert outcome.lines("encode", "train rows")
     order = {name: about["order"] for name, about in result["provenance"]["data"].items()}
     assert set(order.values()) == {"source"}
+
+
+def test_a_published_expert_of_an_unseen_task_is_checked_before_anything_is_trained(
+    experts: dict[str, Path], small: list[str], tmp_path: Path
+):
+    exchange_outputs(experts["answer"], ["yes", "no", "perhaps"])
+    arguments = [*small, "tasks.unseen=[answer]", f"experts.sources={{answer: '{experts['answer']}'}}"]
+    outcome = refused("merge_method=twin", *arguments, folder=tmp_path, says=["classes are not those"])
+    assert not outcome.lines("expert", "computed in")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from safetensors.torch import save_file
 from torch import ones
 
@@ -86,7 +88,9 @@ def test_all_is_copied_hashed_and_verified(arguments: list[str], tmp_path: Path,
     assert "to fetch" in capsys.readouterr().out
     assert not out.exists()
     assert main([*arguments, f"out={out}"]) == 0
-    assert f"paths.mirror={out}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"paths.mirror={out}" in shown
+    assert "paths.data=" not in shown  # the rows are in the mirror, and the folder they came from is elsewhere
     pieces = read_manifest(out)
     assert len(pieces) == 5
     for entry in pieces.values():
@@ -192,3 +196,28 @@ def test_nothing_is_missing_of_what_was_mirrored(arguments: list[str], tmp_path:
     with pytest.raises(UserError, match=r"rows glue/rte") as caught:
         check_mirrored(jobs(*used, missing), used)
     assert "cola" not in str(caught.value.expected)
+
+
+def test_a_folder_that_is_no_mirror_is_refused_though_all_is_on_this_machine(tmp_path: Path, arguments: list[str]):
+    used = [*arguments, f"paths.mirror={tmp_path / 'none'}"]
+    with pytest.raises(UserError, match="no mirror"):
+        check_mirrored(plan(used, multirun=False).jobs, used)
+
+
+def test_one_process_at_a_time_fetches_and_the_next_has_nothing_left_to_do(arguments: list[str], tmp_path: Path):
+    out = tmp_path / "mirror"
+    out.mkdir()
+    lock = FileLock(out / ".lock")
+    with ThreadPoolExecutor() as pool:
+        with lock:
+            waiting = pool.submit(fetching.fetch, needed(jobs(*arguments)), out)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=1)
+            assert read_manifest(out) == {}
+        waiting.result(timeout=60)
+    assert len(read_manifest(out)) == 5
+
+
+def test_revisions_are_fetched_as_they_are_named():
+    (base, *_) = needed(jobs("+exp=glue_roberta", "backbone.revision=abc"))
+    assert (base.key, base.revision) == ("model FacebookAI/roberta-base@abc", "abc")

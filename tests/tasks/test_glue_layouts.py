@@ -9,7 +9,7 @@ import pytest
 
 from twin_merging import config
 from twin_merging.errors import UserError
-from twin_merging.tasks.glue import Glue
+from twin_merging.tasks.glue import TASKS, Glue
 from twin_merging.tasks.tables import find_tables
 
 ROWS = {"train": 7, "validation": 4}
@@ -94,9 +94,24 @@ def test_a_missing_shard_is_named(tmp_path: Path):
     assert caught.value.expected == "train-00001-of-00003.parquet"
 
 
-def test_a_damaged_list_of_files_is_named(tmp_path: Path):
+@pytest.mark.parametrize("state", ["{}", '{"_data_files": [{"filename": "../validation/data-00000-of-00001.arrow"}]}'])
+def test_a_damaged_list_of_files_is_named(tmp_path: Path, state: str):
     write_saved(tmp_path)
-    (tmp_path / "train/state.json").write_text("{}")
+    (tmp_path / "train/state.json").write_text(state)
     with pytest.raises(UserError) as caught:
         find_tables(tmp_path, "train")
     assert caught.value.key == str(tmp_path / "train/state.json")
+
+
+def test_labels_count_as_the_hub_counts_them():
+    """By these names the outputs of published heads are told apart."""
+    assert {name: entry.class_names for name, entry in TASKS.items()} == {
+        "cola": ("unacceptable", "acceptable"),
+        "sst2": ("negative", "positive"),
+        "mrpc": ("not_equivalent", "equivalent"),
+        "stsb": (),
+        "qqp": ("not_duplicate", "duplicate"),
+        "mnli": ("entailment", "neutral", "contradiction"),
+        "qnli": ("entailment", "not_entailment"),
+        "rte": ("entailment", "not_entailment"),
+    }

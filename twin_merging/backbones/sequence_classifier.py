@@ -228,7 +228,10 @@ class SequenceClassifierBackbone:
         _initialize_alike(model, poolers)
         missing = [name for name in missing if name not in poolers]
         if missing:
-            raise UserError("a tensor is missing", key=f"{source}: {missing[0]}", found=f"{len(missing)} missing")
+            raise UserError(
+                "a tensor is missing", key=f"{source}: {missing[0]}", found=f"{len(missing)} missing",
+                expected=f"every tensor of {type(model).__name__}",
+            )  # fmt: skip
         for name, tensor in model.state_dict().items():
             checkpoints.check_finite(tensor, f"{source}: {name}")
 

@@ -85,7 +85,9 @@ class Experts:
     labels: dict[str, list[str]] | None = option(
         None, "by task, the class that each output of a published head stands for, where its config.json names none"
     )
-    reference: dict[str, float] | None = option(None, "by task, the published score of its expert, in percent")
+    reference: dict[str, float] | None = option(
+        None, "by task, the published score of its expert, in percent", low=-100, high=100
+    )
     tolerance: float = option(2.0, "percent points that an expert may be off its reference without a warning", low=0)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from twin_merging.errors import UserError, exit_code
 from twin_merging.mirror.folder import read_manifest, verify
-from twin_merging.mirror.needs import mirror_command, needed
+from twin_merging.mirror.needs import needed
 from twin_merging.mirror.piece import Piece
 from twin_merging.reporting.tables import human_bytes
 
@@ -49,14 +50,15 @@ def _run(given: list[str]) -> int:
         raise UserError("unknown flag", key=unknown[0], hint="python scripts/mirror.py --help")
     if any(text.lstrip("+").startswith("paths.mirror=") for text in overrides):
         raise UserError("a mirror is not made from another one", key="paths.mirror", hint="leave it out")
-    pieces_needed = _needed(overrides, bool({"-m", "--multirun"} & {*given}))
+    multirun = ["-m"] if {"-m", "--multirun"} & {*given} else []
+    pieces_needed = _needed(overrides, bool(multirun))
     if "--list" not in given:
         from twin_merging.mirror.fetch import fetch
 
         _list(pieces_needed, mirror)
         fetch(pieces_needed, mirror)
-        command = mirror_command(overrides, "").removeprefix("python scripts/mirror.py ").removesuffix(" out=")
-        print(f"done: python run.py {command} paths.mirror={mirror}")
+        elsewhere = [text for text in overrides if not text.lstrip("+").startswith(("paths.data=", "paths.assets="))]
+        print(f"done: python run.py {shlex.join([*multirun, *elsewhere, f'paths.mirror={mirror}'])}")
     else:
         _list(pieces_needed, mirror)
     return 0

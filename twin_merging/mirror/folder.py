@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from twin_merging.checksums import check_file, sha256_of
@@ -62,7 +62,7 @@ def read_manifest(mirror: Path) -> dict[str, Entry]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["version"] != VERSION:
             raise UserError("a mirror of another version", key=str(path), found=content["version"], expected=VERSION)
-        return {
+        pieces = {
             key: Entry(piece["place"], piece["origin"], {name: tuple(known) for name, known in piece["files"].items()})
             for key, piece in content["pieces"].items()
         }
@@ -71,6 +71,13 @@ def read_manifest(mirror: Path) -> dict[str, Entry]:
             f"the mirror's manifest cannot be read ({type(error).__name__}: {error})", key=str(path),
             hint="remove it and mirror again: files that are there are not fetched anew",
         ) from error  # fmt: skip
+    for entry in pieces.values():
+        for name in (entry.place, *entry.files):
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise UserError(
+                    "a path that leads out of the mirror", key=str(path), found=name, expected="a path in it"
+                )
+    return pieces
 
 
 def add(mirror: Path, key: str, entry: Entry) -> None:
@@ -100,7 +107,7 @@ def verify(mirror: Path, hint: str) -> dict[str, Entry]:
     """Check every file against the manifest and return the pieces.
 
     Raises:
-        UserError: if the folder is no mirror, or a file is missing or not what it was; ``hint`` says what to do.
+        UserError: if the folder is no mirror, or a file is not what it was; ``hint`` says what to do.
     """
     pieces = read_manifest(mirror)
     if not pieces:
@@ -108,6 +115,28 @@ def verify(mirror: Path, hint: str) -> dict[str, Entry]:
             "no mirror", key="out", found=mirror, expected=f"a folder with a {MANIFEST} that lists something"
         )
     for entry in pieces.values():
-        for name, (sha256, size) in entry.files.items():
-            check_file(mirror / name, sha256, size, hint)
+        check_entry(mirror, entry, hint)
     return pieces
+
+
+def check_entry(mirror: Path, entry: Entry, hint: str) -> None:
+    """Check every file of a piece, and that there is no other one in its folder, which might be read in its stead.
+
+    Raises:
+        UserError: for a file that is missing, not what it was, elsewhere by a link, or not listed.
+    """
+    for name, (sha256, size) in entry.files.items():
+        if not (mirror / name).resolve().is_relative_to(mirror.resolve()):
+            raise UserError(
+                "a link that leads out of the mirror", key=str(mirror / name), found=(mirror / name).resolve(),
+                expected="a file in the mirror", hint=hint,
+            )  # fmt: skip
+        check_file(mirror / name, sha256, size, hint)
+    if entry.place == ASSETS:  # of all assets, each with its own check
+        return
+    for path in (mirror / entry.place).rglob("*"):
+        name = path.relative_to(mirror).as_posix()
+        if name not in entry.files and not path.is_dir():
+            raise UserError(
+                f"a file that {MANIFEST} does not list", key=name, found=path, expected="what was fetched", hint="remove it"
+            )  # fmt: skip

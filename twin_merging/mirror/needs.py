@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -14,8 +15,9 @@ from twin_merging.backbones.sources import ASSET, HASHED
 from twin_merging.config import RunConfig, task_sources
 from twin_merging.errors import UserError, unknown
 from twin_merging.experts.published import source_of, split_revision
-from twin_merging.mirror.folder import ASSETS, model_key, read_manifest
+from twin_merging.mirror.folder import ASSETS, MANIFEST, check_entry, model_key, read_manifest
 from twin_merging.mirror.piece import Piece
+from twin_merging.overrides import is_hydras
 
 
 def needed(runs: Sequence[RunConfig]) -> list[Piece]:
@@ -28,25 +30,33 @@ def needed(runs: Sequence[RunConfig]) -> list[Piece]:
 
 
 def check_mirrored(runs: Sequence[RunConfig], overrides: Sequence[str]) -> None:
-    """Check that the mirror of each job, if it has one, holds what the job needs.
+    """Check that the mirror of each job, if it has one, holds unharmed what the job needs; from then on no hub is asked.
 
     Args:
         overrides: the command line, which the command that fetches what is missing repeats.
 
     Raises:
-        UserError: that lists what is missing and the command.
+        UserError: that lists what is missing and the command, or names the first file that is not what was fetched.
     """
     for mirror in dict.fromkeys(run.paths.mirror for run in runs if run.paths.mirror):
-        known = read_manifest(Path(mirror).expanduser())
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        folder, hint = Path(mirror).expanduser(), f"where a network is: {mirror_command(overrides, mirror)}"
+        known = read_manifest(folder)
         pieces = needed([run for run in runs if run.paths.mirror == mirror])
         # what is here as a local file needs no network
         missing = [piece for piece in pieces if piece.key not in known and not piece.files]
         if missing:
             raise UserError(
                 "the mirror lacks what this experiment needs", key="paths.mirror", found=mirror,
-                expected="; ".join(f"{piece.key} ({piece.origin})" for piece in missing),
-                hint=f"where a network is: {mirror_command(overrides, mirror)}",
+                expected="; ".join(f"{piece.key} ({piece.origin})" for piece in missing), hint=hint,
             )  # fmt: skip
+        if not known:
+            raise UserError(
+                "no mirror", key="paths.mirror", found=mirror, expected=f"a folder with a {MANIFEST}", hint=hint
+            )
+        for piece in pieces:
+            if piece.key in known:
+                check_entry(folder, known[piece.key], f"remove {folder / MANIFEST}, and {hint}")
 
 
 def mirror_command(overrides: Sequence[str], mirror: str) -> str:
@@ -54,7 +64,7 @@ def mirror_command(overrides: Sequence[str], mirror: str) -> str:
     kept = [
         text
         for text in overrides
-        if not text.lstrip("+~").startswith(("hydra.", "hydra/", "paths.mirror=", "paths.outputs=", "paths.cache="))
+        if not (is_hydras(text) or text.lstrip("+").startswith(("paths.mirror=", "paths.outputs=", "paths.cache=")))
     ]
     return f"python scripts/mirror.py {shlex.join([*kept, f'out={mirror}'])}"
 

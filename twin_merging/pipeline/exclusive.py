@@ -13,8 +13,9 @@ from twin_merging.merging.method import kind_of
 from twin_merging.merging.stack import Stack
 from twin_merging.merging.twin import exclusive_knowledge
 from twin_merging.parts import Parts
+from twin_merging.pipeline import exclusive_stages
 from twin_merging.pipeline.artefacts import base_weights, expert_weights
-from twin_merging.pipeline.stages import ENCODER, Stages, shared_rank
+from twin_merging.pipeline.stages import ENCODER, Stages
 from twin_merging.sparsifiers.storage import room
 from twin_merging.sparsifiers.stored import tensors_of
 
@@ -22,7 +23,7 @@ from twin_merging.sparsifiers.stored import tensors_of
 def basis(stages: Stages, folder: Path, scratch: Path) -> None:
     """Every matrix's singular values and vectors, a file a parameter."""
     options, parts = stages.run.sparsifier, Parts(scratch / "parts")
-    bases.decompose(_exclusive(stages), shared_rank(options), options.solver, parts)
+    bases.decompose(_exclusive(stages), exclusive_stages.shared_rank(options), options.solver, parts)
     parts.move(folder)
 
 
@@ -32,7 +33,7 @@ def exclusive(stages: Stages, folder: Path, scratch: Path) -> None:
     sparsify = sparsifiers[options.name].load()
     statistics = None
     if kind_of(sparsify).needs == "spectra":
-        statistics = bases.Vectors(stages.get(stages.basis).folder, knowledge, options)
+        statistics = bases.Vectors(stages.get(exclusive_stages.basis(stages)).folder, knowledge, options)
     modularize(
         lambda name, kept: parts.add(name, tensors_of(name, kept)), sparsify, options, knowledge,
         seed=stages.run.seed, statistics=statistics, names=parts.missing(knowledge.names),

@@ -11,6 +11,7 @@ from twin_merging.backbones.sources import checkpoint_bytes, largest_rank, layer
 from twin_merging.config import RunConfig
 from twin_merging.errors import UserError, unknown
 from twin_merging.experts.published import source_of
+from twin_merging.pipeline import unseen_stages
 from twin_merging.pipeline.cache import Cache
 from twin_merging.pipeline.data_stages import check_classes
 from twin_merging.pipeline.stages import ENCODER, Stages
@@ -58,8 +59,9 @@ def check_inputs(jobs: list[RunConfig]) -> list[str]:
 
 
 def _imported(stages: Stages) -> list:
-    """Experts that are not trained here."""
-    return [stages.expert(name) for name in stages.names if source_of(stages.run.experts, name) is not None]
+    """Experts that are not trained here, those of unseen tasks too if their heads are wanted."""
+    names = stages.names if unseen_stages.is_frozen(stages) else stages.evaluated
+    return [stages.expert(name) for name in names if source_of(stages.run.experts, name) is not None]
 
 
 def _check_names(stages: Stages) -> None:

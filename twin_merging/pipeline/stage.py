@@ -11,6 +11,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from twin_merging.validation import to_plain
+
+SPEED = ("batch_size", "plan", "kernels", "memory", "explain", "timing")
+"""Options that change how fast it goes and not what comes out."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -49,6 +54,11 @@ def by(module: str, function: str, *arguments: Any) -> Callable[[], Callable[[Pa
         return partial(getattr(loaded, function), *arguments)
 
     return load
+
+
+def determining(options: Any) -> dict[str, Any]:
+    """A component's options but for those that change the speed and not the outcome."""
+    return {key: value for key, value in to_plain(options).items() if key not in SPEED}
 
 
 def upstream(stage: Stage) -> list[Stage]:

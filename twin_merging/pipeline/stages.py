@@ -12,38 +12,26 @@ from twin_merging.backbones.sources import Source, locate
 from twin_merging.config import (
     Rows,
     RunConfig,
-    Svd,
     backbones,
     evaluations,
-    finetunings,
     inferences,
     merge_methods,
-    sparsifiers,
     task_sources,
 )
 from twin_merging.errors import unknown
-from twin_merging.experts.published import located, source_of
+from twin_merging.experts.published import source_of
 from twin_merging.merging.method import can_draw
 from twin_merging.mirror.folder import ASSETS
-from twin_merging.pipeline import data_stages, routing_stages, unseen_stages
+from twin_merging.pipeline import data_stages, exclusive_stages, expert_stages, routing_stages, unseen_stages
 from twin_merging.pipeline.cache import Artefact, Cache
 from twin_merging.pipeline.environment import resolve_precision
 from twin_merging.pipeline.labels import describe, label_of
-from twin_merging.pipeline.stage import Stage, by
+from twin_merging.pipeline.stage import Stage, by, determining
 from twin_merging.tasks.base import TEST
 from twin_merging.validation import to_plain
 
 ENCODER = "encoder.safetensors"  # the file of an artefact that is one encoder
 STATIC_NEEDS_NO_MERGE = "pretrained"
-SPEED = (
-    "batch_size",
-    "plan",
-    "kernels",
-    "memory",
-    "explain",
-    "timing",
-)  # options that change how fast it goes and not what comes out
-SHARED_RANK = 64  # ranks up to this share one decomposition, larger ones that of all triplets
 
 
 class Stages:
@@ -111,19 +99,9 @@ class Stages:
         return Stage("base", self.run.backbone.pretrained, options, (), by("compute", "base", self))
 
     def expert(self, name: str) -> Stage:
-        """θ_t and its head: fine-tuned here, or imported from ``experts.source``."""
-        if (where := source_of(self.run.experts, name)) is not None:
-            source = located(where, self.asset_folder, f"experts.source of {name}", self.mirror)
-            inputs = (self.base, self.data(name))
-            options: Any = {"source": source.identity, "labels": (self.run.experts.labels or {}).get(name)}
-            load = by("compute", "imported_expert", self, name, source)
-            return Stage("expert", f"{name} from {where}", options, inputs, load, version=2)
-        component = finetunings[self.run.finetune.name]
-        options = {
-            "finetune": to_plain(self.run.finetune), "code": component.code_hash(), "max_length": self.run.backbone.max_length,
-            "precision": self.precision, "seed": self.run.training_seed,
-        }  # fmt: skip
-        return Stage("expert", name, options, (self.base, self.data(name)), by("compute", "expert", self, name))
+        """θ_t and its head: fine-tuned here, or imported from where ``experts`` says."""
+        where = source_of(self.run.experts, name)
+        return expert_stages.trained(self, name) if where is None else expert_stages.imported(self, name, where)
 
     @cached_property
     def experts(self) -> list[Stage]:
@@ -165,34 +143,7 @@ class Stages:
     @cached_property
     def exclusive(self) -> Stage:
         """v_t of every task, compressed; of emr, what all tasks share of their τ_t, and which of it is whose."""
-        if self.is_elected:
-            options: Any = {"method": to_plain(self.method), "parameters": to_plain(self.run.parameters)}
-            inputs: tuple[Stage, ...] = (self.base, *self.experts)
-            return Stage("exclusive", "one vector, masks, rescalers", options, inputs, by("elected", "exclusive", self))
-        component = sparsifiers[self.run.sparsifier.name]
-        options = {
-            "sparsifier": to_plain(self.run.sparsifier), "code": component.code_hash(), "parameters": to_plain(self.run.parameters),
-        }  # fmt: skip
-        if can_draw(component.load()):
-            options["seed"] = self.run.seed
-        inputs = (self.base, *self.experts, self.shared)
-        if isinstance(self.run.sparsifier, Svd):
-            inputs = (*inputs, self.basis)
-        return Stage(
-            "exclusive", describe(self.run.sparsifier), options, inputs, by("exclusive", "exclusive", self), version=2
-        )
-
-    @cached_property
-    def basis(self) -> Stage:
-        """Singular values and vectors of θ_t − θ_s, which serve every rank up to a cap."""
-        svd = self.run.sparsifier
-        cap = shared_rank(svd)
-        options = {
-            "cap": cap, "solver": svd.solver, "code": sparsifiers[svd.name].code_hash(),
-            "parameters": to_plain(self.run.parameters),
-        }  # fmt: skip
-        label = f"singular vectors, {'all' if cap is None else cap} a matrix"
-        return Stage("basis", label, options, (self.base, *self.experts, self.shared), by("exclusive", "basis", self))
+        return exclusive_stages.elected(self) if self.is_elected else exclusive_stages.compressed(self)
 
     def encoded(
         self, encoder: Stage, split: str, names: list[str], label: str, layer: int = -1, for_router: bool = False,
@@ -301,13 +252,3 @@ class Stages:
     def get(self, stage: Stage) -> Artefact:
         """A stage's artefact."""
         return self.cache.get(stage)
-
-
-def shared_rank(svd: Svd) -> int | None:
-    """How many singular triplets of each matrix are found, so that other ranks need no decomposition of their own."""
-    return SHARED_RANK if svd.rank is not None and svd.rank <= SHARED_RANK else None
-
-
-def determining(options: Any) -> dict[str, Any]:
-    """A component's options but for those that change the speed and not the outcome."""
-    return {key: value for key, value in to_plain(options).items() if key not in SPEED}

@@ -22,8 +22,8 @@ from twin_merging.pipeline import routing_stages
 from twin_merging.pipeline.artefacts import features_of, heads_of, read_by_router, tasks_of, trained_router, weights_by
 from twin_merging.pipeline.compute import dynamic_features
 from twin_merging.pipeline.data_methods import answering_heads
-from twin_merging.pipeline.stage import Stage, by
-from twin_merging.pipeline.stages import Stages, determining
+from twin_merging.pipeline.stage import Stage, by, determining
+from twin_merging.pipeline.stages import Stages
 from twin_merging.routers.oracle import one_hot, oracle_weights
 from twin_merging.tasks.base import VALIDATION, Task
 from twin_merging.validation import to_plain

@@ -51,11 +51,13 @@ def _main(arguments: list[str]) -> int:
         )
     item = load_item(args.item)
     seeds, given = _seeds(args.seeds, args.overrides)
+    from twin_merging.mirror.needs import check_mirrored
     from twin_merging.pipeline.runner import configure_logging
     from twin_merging.reproducing.cells import plan_item
 
     configure_logging()
     plan = plan_item(item, args.suite, given, seeds)
+    check_mirrored([cell.run for cell in plan.cells], [f"+exp={plan.suite}", *item.overrides, *given])
     from twin_merging.reproducing.running import collect_cells
 
     done = collect_cells(plan, compute=not args.only_report)

@@ -12,9 +12,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from twin_merging.config import REGISTRIES, Parameters, bytes_of, option
+from twin_merging.cross_checks import check_size
 from twin_merging.errors import UserError, nearest, unknown
 from twin_merging.registry import CONFIGS, load_plugins
-from twin_merging.validation import STATIC_METHODS_EXCLUDED, check_size, component, typed, with_shared_expert
+from twin_merging.typed_options import component, typed
+from twin_merging.validation import STATIC_METHODS_EXCLUDED, with_shared_expert
 
 GROUPS = {"merge_method": "task_arithmetic", "sparsifier": "svd"}  # and what they are by default
 SHARED = "merge_method@merge_method.shared"

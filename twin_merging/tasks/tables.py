@@ -63,7 +63,10 @@ def _shards(folder: Path, stem: str) -> list[Path]:
 def _saved(folder: Path) -> list[Path]:
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return [folder / entry["filename"] for entry in state["_data_files"]]
+        names = [entry["filename"] for entry in state["_data_files"]]
+        if any(Path(name).name != name for name in names):
+            raise ValueError("a file of another folder")
+        return [folder / name for name in names]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"cannot be read ({type(error).__name__})",

@@ -1,0 +1,37 @@
+"""The stages of experts: fine-tuned here, or imported from what others published."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from twin_merging.config import finetunings
+from twin_merging.experts.published import located
+from twin_merging.pipeline.stage import Stage, by
+from twin_merging.validation import to_plain
+
+if TYPE_CHECKING:
+    from twin_merging.pipeline.stages import Stages
+
+
+def trained(stages: Stages, name: str) -> Stage:
+    """θ_t and its head, fine-tuned here."""
+    run = stages.run
+    options = {
+        "finetune": to_plain(run.finetune), "code": finetunings[run.finetune.name].code_hash(), "max_length": run.backbone.max_length,
+        "precision": stages.precision, "seed": run.training_seed,
+    }  # fmt: skip
+    return Stage("expert", name, options, (stages.base, stages.data(name)), by("compute", "expert", stages, name))
+
+
+def imported(stages: Stages, name: str, where: str) -> Stage:
+    """θ_t and its head from a folder, the mirror or the hub.
+
+    Raises:
+        UserError: if it is not there.
+    """
+    experts = stages.run.experts
+    key = f"experts.sources.{name}" if name in (experts.sources or {}) else "experts.source"
+    source = located(where, stages.asset_folder, key, stages.mirror)
+    options = {"source": source.identity, "labels": (experts.labels or {}).get(name)}
+    load = by("compute", "imported_expert", stages, name, source)
+    return Stage("expert", f"{name} from {where}", options, (stages.base, stages.data(name)), load, version=2)
