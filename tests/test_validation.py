@@ -298,5 +298,7 @@ def test_a_stream_of_unknown_tasks_needs_a_router_that_is_trained_and_two_tasks(
     error = refused(composed, evaluation={**known, "heads": "oracle"}, router={"name": "oracle"})
     assert (error.key, error.nearest) == ("router", "mlp")
     assert refused(composed, evaluation=known, tasks__names=["cola"]).key == "tasks.names"
+    error = refused(composed, evaluation={**known, "heads": "oracle", "excluded": "task"})
+    assert (error.key, error.found) == ("evaluation.excluded", "task with evaluation=task_unknown")
     error = refused(composed, evaluation={**known, "noise": [0.1, 1.5]})
     assert (error.key, error.message) == ("evaluation.noise", "out of range")

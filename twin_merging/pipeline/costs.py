@@ -27,10 +27,13 @@ def costs_of(stages: Stages) -> dict[str, Any]:
 def stored(stages: Stages) -> dict[str, dict[str, int]]:
     """``parameters`` and ``bytes`` on disk of each of ``PARTS``; 0 for a part that answering does not need.
 
-    The encoder is that of a static method, the shared one of a dynamic method, and all T of fine-tuned experts. Parameters are
-    floating-point numbers; masks, bitmaps and indices count as bytes alone.
+    The encoder is that of a static method, the shared one of a dynamic method, and all T of fine-tuned experts, where these
+    are routed to with θ₀, whose states the router reads. Parameters are floating-point numbers; masks, bitmaps and indices
+    count as bytes alone.
     """
-    encoders = len(stages.names) if stages.method.name == "finetuned" else 1
+    encoders = 1
+    if stages.is_ensemble:
+        encoders = len(stages.names) + (stages.trains_router and not reads_tokens(stages))
     found = {part: (0, 0) for part in PARTS}
     parameters, size = _file(stages.get(stages.base), ENCODER)
     found["encoder"] = (parameters * encoders, size * encoders)

@@ -71,6 +71,7 @@ class Stages:
         self.is_joint = self.method.name == "multitask"
         self.is_elected = self.method.name == "emr"
         self.is_dynamic = self.is_twin or self.is_elected
+        self.is_ensemble = self.method.name == "finetuned"
 
     @cached_property
     def task_source(self) -> Any:
@@ -160,7 +161,7 @@ class Stages:
             return self.merged(self.method.merge)
         if self.is_joint:
             return data_stages.joint(self)
-        return self.base if self.is_elected or self.method.name == "finetuned" else self.merged(self.method)
+        return self.base if self.is_elected or self.is_ensemble else self.merged(self.method)
 
     @cached_property
     def exclusive(self) -> Stage:
@@ -262,14 +263,18 @@ class Stages:
         load = by("compute", "dynamic", self)
         return Stage("dynamic", "test rows, merged anew for each", options, inputs, load, version=2)
 
-    @property
-    def answered(self) -> list[Stage]:
-        """The stages whose features of test rows the heads answer from."""
+    def answered(self, heads: str) -> list[Stage]:
+        """The stages whose features of test rows these heads answer from: with ``routed`` ones, experts are routed to as well."""
         if self.is_dynamic:
             return [self.dynamic]
-        if self.method.name == "finetuned":
-            return [self.encoded_by_expert(index) for index in range(len(self.names))]
+        if self.is_ensemble:
+            return [routing_stages.chosen(self)] if heads == "routed" else self.references
         return [self.encoded_by_shared(TEST, self.answers_with_own)]
+
+    @property
+    def references(self) -> list[Stage]:
+        """The experts' features of their own test rows, which normalized scores refer to."""
+        return [self.encoded_by_expert(index) for index in range(len(self.names))]
 
     @property
     def learned(self) -> tuple[Stage, ...]:
@@ -281,8 +286,8 @@ class Stages:
     @cached_property
     def result(self) -> Stage:
         """Scores, bytes, routing and choices of the job."""
-        references = [self.encoded_by_expert(index) for index in range(len(self.names))]
-        inputs = (*self.experts, *references, *self.answered, *self.routing, *self.learned, *unseen_stages.needed(self))
+        answered = self.answered(self.run.evaluation.heads)
+        inputs = (*self.experts, *self.references, *answered, *self.routing, *self.learned, *unseen_stages.needed(self))
         options = {
             "method": to_plain(self.method),
             "sparsifier": describe(self.run.sparsifier),
@@ -290,7 +295,7 @@ class Stages:
             "code": evaluations[self.run.evaluation.name].code_hash(),
         }
         label = f"{self.label}, {self.run.evaluation.heads} heads"
-        return Stage("result", label, options, inputs, by("result", "result", self), version=2)
+        return Stage("result", label, options, inputs, by("result", "result", self), version=3)
 
     @property
     def label(self) -> str:

@@ -104,7 +104,7 @@ def _way(stages: Stages) -> str:
         return "elected" if stages.is_elected else "dynamic"
     if not stages.trains_router:
         return "static"
-    return "routed experts" if stages.method.name == "finetuned" else "routed"
+    return "routed experts" if stages.is_ensemble else "routed"
 
 
 def _sample(stages: Stages) -> tuple[list[dict[str, list[int]]], list[int]]:
