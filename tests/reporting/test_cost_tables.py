@@ -35,6 +35,18 @@ def test_seeds_are_joined_to_means():
     assert [record["ratio to static"] for record in table.records()] == [pytest.approx(1.3)]
 
 
+def test_the_machines_that_were_measured_are_named():
+    results = [
+        costed(),
+        costed("ties", inference=make_inference(1.4, "cuda: fast, 2 threads")),
+        costed("emr", inference=None),
+    ]
+    for count, named in ((1, "cpu: slow, 2 threads."), (3, "cpu: slow, 2 threads and cuda: fast, 2 threads.")):
+        table = cost_table(results[:count])
+        assert table is not None
+        assert table.notes[-1].endswith(f"Measured on {named}")
+
+
 def test_what_was_not_measured_or_is_not_known_is_empty():
     costs = make_costs(0, 0.0)
     costs["training_tokens"]["experts"] = None

@@ -25,7 +25,7 @@ from twin_merging.errors import unknown
 from twin_merging.experts.published import located, source_of
 from twin_merging.merging.method import can_draw
 from twin_merging.mirror.folder import ASSETS
-from twin_merging.pipeline import data_stages, routing_stages, unseen_stages
+from twin_merging.pipeline import data_stages, routing_stages, token_stages, unseen_stages
 from twin_merging.pipeline.cache import Artefact, Cache
 from twin_merging.pipeline.environment import resolve_precision
 from twin_merging.pipeline.labels import describe, label_of
@@ -155,13 +155,14 @@ class Stages:
     @cached_property
     def shared(self) -> Stage:
         """The one encoder whose states the router reads: twin's shared expert, a static method's own, else θ₀."""
-        if self.is_twin:
-            return self.merged(self.method.shared)
-        if self.is_surgery:
-            return self.merged(self.method.merge)
         if self.is_joint:
             return data_stages.joint(self)
-        return self.base if self.is_elected or self.is_ensemble else self.merged(self.method)
+        return self.base if self.is_elected or self.is_ensemble else self.merged(self.static_method)
+
+    @property
+    def static_method(self) -> Any:
+        """What merges into one encoder: a part of twin and of surgery, else the method itself."""
+        return self.method.shared if self.is_twin else self.method.merge if self.is_surgery else self.method
 
     @cached_property
     def exclusive(self) -> Stage:
@@ -287,7 +288,10 @@ class Stages:
     def result(self) -> Stage:
         """Scores, bytes, routing and choices of the job."""
         answered = self.answered(self.run.evaluation.heads)
-        inputs = (*self.experts, *self.references, *answered, *self.routing, *self.learned, *unseen_stages.needed(self))
+        inputs = (
+            *self.experts, *self.references, *answered, *self.routing, *self.learned, *unseen_stages.needed(self),
+            *token_stages.needed(self),
+        )  # fmt: skip
         options = {
             "method": to_plain(self.method),
             "sparsifier": describe(self.run.sparsifier),

@@ -25,6 +25,7 @@ from twin_merging.pipeline.data_methods import answering_heads
 from twin_merging.pipeline.ensemble import chosen_features
 from twin_merging.pipeline.stage import Stage, by
 from twin_merging.pipeline.stages import Stages, determining
+from twin_merging.routers.holdout import held_out
 from twin_merging.routers.oracle import one_hot, oracle_weights
 from twin_merging.tasks.base import VALIDATION, Task
 from twin_merging.validation import to_plain
@@ -81,7 +82,7 @@ def _held_out(router: Any, rows: int) -> int:
     """How many of a task's first validation rows no router learns from; all where none learns from validation rows."""
     if not hasattr(router, "holdout") or router.source != VALIDATION:
         return rows
-    return max(1, round(router.holdout * min(rows, router.rows or rows)))
+    return held_out(rows, router.rows, router.holdout)
 
 
 def _weights(stages: Stages, tasks: list[Task], rows: list[int]) -> dict[str, Tensor]:
