@@ -222,6 +222,14 @@ def test_an_expert_is_one_of_the_tasks(composed, place):
     assert error.expected.startswith("0 (")
 
 
+@pytest.mark.parametrize("count", [1, 99])
+@pytest.mark.parametrize("place", ["merge_method", "merge_method.shared"])
+def test_every_merged_task_has_its_gamma(composed, place, count):
+    option = {"name": "task_arithmetic", "gamma": [1.0] * count}
+    error = refused(composed, merge_method=option if place == "merge_method" else {"name": "twin", "shared": option})
+    assert (error.key, error.found) == (f"{place}.gamma", f"{count} of them")
+
+
 def test_no_task(composed):
     assert refused(composed, tasks__names=[]).key == "tasks.names"
 
