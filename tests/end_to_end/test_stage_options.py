@@ -46,7 +46,7 @@ def key(small: list[str]):
         ("timing", [STATIC], "evaluation.heads=routed"), ("timing", [TWIN], "inference.batch_size=7"),
         ("timing", [TWIN], "inference.plan=dense"), ("timing", [TWIN], "inference.top_k=1"), ("timing", [TWIN], "sparsifier.rank=2"),
         ("timing", [TWIN], "router.layer=0"), ("timing", [TWIN], "merge_method=emr"),
-        ("timing", [STATIC, "evaluation.heads=routed"], "merge_method=finetuned"),
+        ("timing", ["merge_method=pretrained", "evaluation.heads=routed"], "merge_method=finetuned"),
         ("head", FROZEN, "seed=1"), ("head", FROZEN, "merge_method.scaling=0.5"),
         ("chosen", ROUTED, "seed=1"), ("chosen", ROUTED, "router.layer=0"), ("chosen", ROUTED, "finetune.epochs=3"),
         ("lengths", ["merge_method=regmean"], "merge_method=fisher"), ("lengths", ["merge_method=regmean"], "merge_method.rows=9"),
