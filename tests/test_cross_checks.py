@@ -18,6 +18,14 @@ def test_an_expert_is_one_of_the_tasks(composed, place):
     assert error.expected.startswith("0 (")
 
 
+@pytest.mark.parametrize("count", [1, 99])
+@pytest.mark.parametrize("place", ["merge_method", "merge_method.shared"])
+def test_every_merged_task_has_its_gamma(composed, place, count):
+    option = {"name": "task_arithmetic", "gamma": [1.0] * count}
+    error = refused(composed, merge_method=option if place == "merge_method" else {"name": "twin", "shared": option})
+    assert (error.key, error.found) == (f"{place}.gamma", f"{count} of them")
+
+
 def test_no_task(composed):
     assert refused(composed, tasks__names=[]).key == "tasks.names"
 
@@ -94,6 +102,8 @@ def test_a_stream_of_unknown_tasks_needs_a_router_that_is_trained_and_two_tasks(
     error = refused(composed, evaluation={**known, "heads": "oracle"}, router={"name": "oracle"})
     assert (error.key, error.nearest) == ("router", "mlp")
     assert refused(composed, evaluation=known, tasks__names=["cola"]).key == "tasks.names"
+    error = refused(composed, evaluation={**known, "heads": "oracle", "excluded": "task"})
+    assert (error.key, error.found) == ("evaluation.excluded", "task with evaluation=task_unknown")
     error = refused(composed, evaluation={**known, "noise": [0.1, 1.5]})
     assert (error.key, error.message) == ("evaluation.noise", "out of range")
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from twin_merging.measure import measured
+from twin_merging.measure import machine, measured
 
 MB = 1_000_000
 
@@ -55,3 +56,10 @@ def test_a_block_that_fails_is_measured_too():
         raise ValueError("x")
     assert cost.seconds >= 0.01
     assert cost.peak_memory > MB
+
+
+def test_the_machine_is_called_by_its_processor_and_threads(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    assert re.fullmatch("cpu: .*[A-Za-z].*, 64 threads", machine("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card of {device}")
+    assert machine("cuda:1") == "cuda: card of cuda:1, 64 threads"

@@ -147,6 +147,11 @@ def _check_task_unknown(run: RunConfig) -> None:
             "an oracle router knows the task, which this evaluation takes as unknown", key="router",
             found="oracle with evaluation=task_unknown", expected="a router that is trained", nearest="mlp",
         )  # fmt: skip
+    if run.evaluation.excluded == "task":
+        raise UserError(
+            "the true task's values are not known where the task is not", key="evaluation.excluded",
+            found="task with evaluation=task_unknown", expected="pretrained",
+        )  # fmt: skip
     if run.tasks.unseen:
         raise UserError(
             "the stream has rows of merged tasks alone", key="evaluation", found="task_unknown with tasks.unseen",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 from commands import numbers, results, succeed
@@ -13,7 +14,11 @@ from safetensors import safe_open
 from test_stage_keys import key
 from transformers import AutoTokenizer
 
+from twin_merging.compose import plan
+from twin_merging.pipeline import timing
+from twin_merging.pipeline.cache import Cache
 from twin_merging.pipeline.costs import PARTS
+from twin_merging.pipeline.stages import Stages
 from twin_merging.tasks.base import Task
 
 
@@ -22,14 +27,14 @@ def file_of(cache: Path, result: dict, stage: str, name: str) -> Path:
     return cache / stage / found / name
 
 
-def tokens(finished: Finished, bert: Path, split: str, first: int = 0) -> int:
-    """Real tokens of all tasks' rows of a split, but for the first ones of each."""
-    result, tokenizer, total = results(finished.folder)["twin", "routed"], AutoTokenizer.from_pretrained(bert), 0
+def tokens(finished: Finished, bert: Path, split: str) -> np.ndarray:
+    """Real tokens of a split's rows: tasks × rows."""
+    result, tokenizer, found = results(finished.folder)["twin", "routed"], AutoTokenizer.from_pretrained(bert), []
     for stage in result["stages"]:
         if stage["name"] == "data":
-            texts = Task.load(finished.cache / "data" / stage["key"]).splits[split].texts[first:]
-            total += sum(len(tokenizer(*row, truncation=True, max_length=20)["input_ids"]) for row in texts)
-    return total
+            texts = Task.load(finished.cache / "data" / stage["key"]).splits[split].texts
+            found.append([len(tokenizer(*row, truncation=True, max_length=20)["input_ids"]) for row in texts])
+    return np.array(found)
 
 
 def test_the_parts_add_up_and_are_where_they_belong(finished: Finished):
@@ -58,9 +63,9 @@ def test_parameters_are_the_numbers_in_the_files(finished: Finished):
 
 def test_training_tokens_are_real_ones_times_epochs(finished: Finished, bert: Path):
     found = results(finished.folder)
-    experts = 8 * tokens(finished, bert, "train")
+    experts = 8 * tokens(finished, bert, "train").sum()
     held = round(0.2 * tiny.ROWS["validation"])
-    router = tokens(finished, bert, "validation", held)
+    router = tokens(finished, bert, "validation")[:, held:].sum()
     assert all(result["costs"]["training_tokens"]["experts"] == experts for result in found.values())
     for (method, heads), result in found.items():
         expected = router if method == "twin" or heads == "routed" else 0
@@ -105,6 +110,20 @@ def test_the_report_has_a_table_of_costs(finished: Finished):
     assert "Costs" in finished.outcome.out
 
 
+def test_machines_that_share_a_cache_do_not_share_times(
+    reuse: list[str], finished: Finished, monkeypatch: pytest.MonkeyPatch
+):
+    (run,) = plan(["merge_method=twin", *reuse], multirun=False).jobs
+    stages = Stages(run, Cache(finished.cache))
+    timed = results(finished.folder)["twin", "oracle"]["inference"]["machine"]
+    assert timed.startswith("cpu: ")
+    assert timed.endswith(", 1 thread")
+    before, same = (timing.stage(stages).key for _ in range(2))
+    assert before == same
+    monkeypatch.setattr(timing, "machine", lambda device: f"another {device}")
+    assert timing.stage(stages).key != before
+
+
 def test_timing_is_no_part_of_a_result(reuse: list[str], small: list[str], finished: Finished, tmp_path: Path):
     assert key([*small, "evaluation.timing=7"], tmp_path) == key(small, tmp_path)
     succeed("merge_method=twin", *reuse, "evaluation.timing=7", "hydra.run.dir=seven", folder=tmp_path)
@@ -145,3 +164,28 @@ def test_what_learns_after_the_experts_counts_its_tokens(
         count = sum(len(tokenizer(*row, truncation=True, max_length=20)["input_ids"]) for row in texts)
         means, total = means + count / len(texts), total + count
     assert found["learned"] == round(4 * 16 * means) + total
+
+
+def test_statistics_count_the_rows_that_they_are_taken_over(
+    reuse: list[str], finished: Finished, bert: Path, tmp_path: Path
+):
+    for method, split, rows in (("fisher", "validation", 7), ("regmean", "train", 11)):
+        arguments = (f"merge_method={method}", f"merge_method.rows={rows}", *reuse, f"hydra.run.dir={method}")
+        outcome = succeed(*arguments, folder=tmp_path)
+        assert len(outcome.lines("lengths", "computed in")) == 3
+        found = json.loads((tmp_path / method / "results.json").read_text())["costs"]["training_tokens"]
+        assert found["after_experts"] == found["learned"] == tokens(finished, bert, split)[:, :rows].sum()
+        again = succeed(*arguments[:-1], "seed=1", "experts.seed=0", f"hydra.run.dir={method}1", folder=tmp_path)
+        assert not again.lines("lengths", "computed in")
+
+
+def test_joint_training_beside_an_imported_expert_counts_its_rows(
+    small: list[str], finished: Finished, bert: Path, tmp_path: Path
+):
+    result = results(finished.folder)["twin", "routed"]
+    (key,) = [each["key"] for each in result["stages"] if (each["name"], each["label"]) == ("expert", "colour")]
+    imported = f"experts.sources={{colour: {finished.cache / 'expert' / key}}}"
+    succeed("merge_method=multitask", imported, *small, "finetune.epochs=2", "hydra.run.dir=run", folder=tmp_path)
+    found = json.loads((tmp_path / "run/results.json").read_text())["costs"]["training_tokens"]
+    assert found == {"experts": None, "multitask": (expected := 2 * tokens(finished, bert, "train").sum()), "router": 0, "learned": 0,
+                     "after_experts": expected}  # fmt: skip

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import run
+from commands import results, run
+from conftest import Finished
 
 
 @pytest.mark.parametrize("head", ["expert", "frozen"])
@@ -25,6 +26,15 @@ def test_unseen_task_is_scored_and_not_merged(reuse: list[str], tmp_path: Path, 
     assert result["average_normalized"] == pytest.approx(sum(seen) / 2)
     if method == "twin":
         assert len(result["routing"]["unseen"]["answer"]) == 2 == len(result["routing"]["task_names"])
+
+
+def test_the_head_of_an_unseen_task_is_that_of_its_own_expert(reuse: list[str], finished: Finished, tmp_path: Path):
+    """θ₀ is the same whichever experts merge, so that the head alone decides."""
+    outcome = run("merge_method=pretrained", *reuse, "tasks.unseen=[answer]", "hydra.run.dir=job", folder=tmp_path)
+    assert outcome.code == 0, outcome.text
+    entry = json.loads((tmp_path / "job/results.json").read_text())["tasks"]["answer"]
+    before = results(finished.folder)["pretrained", "oracle"]["tasks"]["answer"]
+    assert {key: entry[key] for key in before} == before
 
 
 def test_gamma_of_one_expert_is_that_expert(reuse: list[str], tmp_path: Path):

@@ -74,6 +74,18 @@ def test_bfloat16_is_merged_in_float32_and_rounded_once():
     assert torch.equal(fast, experts[0]["w"])
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_gamma_weighs_every_expert_by_itself(seed):
+    base, experts = random_case(seed, torch.float64)
+    gamma = [0.5 - 0.75 * index for index in range(len(experts))]
+    merged = merged_by(task_arithmetic, TaskArithmetic(scaling=0.3, gamma=gamma), base, experts)
+    for name, start in base.items():
+        moves = [
+            weight * (as_numpy(expert[name]) - as_numpy(start)) for weight, expert in zip(gamma, experts, strict=True)
+        ]
+        np.testing.assert_allclose(as_numpy(merged[name]), as_numpy(start) + 0.3 * sum(moves), atol=1e-10, rtol=0)
+
+
 def test_one_expert_at_scaling_1_is_the_expert():
     base, experts = random_case(5, torch.float64)
     assert len(experts) == 1

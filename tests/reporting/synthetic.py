@@ -82,11 +82,11 @@ def make_costs(after_experts: int = 46_500, seconds: float = 21.0) -> dict[str, 
     }  # fmt: skip
 
 
-def make_inference(ratio: float = 1.25) -> dict[str, Any]:
+def make_inference(ratio: float = 1.25, machine: str = "cpu: slow, 2 threads") -> dict[str, Any]:
     """Seconds per 1000 items beside a static encoder's."""
     return {
         "rows": 64, "tokens": 1500, "batch_size": 64, "rounds": 7, "seconds_per_1000": 2 * ratio, "static_seconds_per_1000": 2.0,
-        "ratio": ratio,
+        "ratio": ratio, "machine": machine,
     }  # fmt: skip
 
 

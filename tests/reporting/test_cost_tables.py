@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import csv
+import io
 
 import pytest
+from rich.console import Console
 from synthetic import make_costs, make_inference, make_result
 
 from twin_merging.reporting.cost_tables import cost_table, human_count
+from twin_merging.reporting.formats import print_table
 from twin_merging.reporting.report import report
 from twin_merging.reporting.results import write
 from twin_merging.reporting.tables import MISSING, OFFLINE_WARNING
@@ -33,6 +36,18 @@ def test_seeds_are_joined_to_means():
     table = cost_table(results)
     assert table is not None
     assert [record["ratio to static"] for record in table.records()] == [pytest.approx(1.3)]
+
+
+def test_the_machines_that_were_measured_are_named():
+    results = [
+        costed(),
+        costed("ties", inference=make_inference(1.4, "cuda: fast, 2 threads")),
+        costed("emr", inference=None),
+    ]
+    for count, named in ((1, "cpu: slow, 2 threads."), (3, "cpu: slow, 2 threads and cuda: fast, 2 threads.")):
+        table = cost_table(results[:count])
+        assert table is not None
+        assert table.notes[-1].endswith(f"Measured on {named}")
 
 
 def test_what_was_not_measured_or_is_not_known_is_empty():
@@ -67,3 +82,14 @@ def test_the_report_writes_it_beside_the_scores(tmp_path):
     assert (
         "| 29.5 M | 90.9 MB | 46.5 k | 384.1 k | 21.0 | 1.1 GB | 2.50 | 1.25 |" in (tmp_path / "costs.md").read_text()
     )
+
+
+def test_a_narrow_terminal_names_the_method_of_every_number():
+    table = cost_table([costed(), costed("ties")])
+    assert table is not None
+    out = io.StringIO()
+    print_table(table, Console(file=out, width=80))
+    lines = [line for line in out.getvalue().splitlines() if line.split()[:2] == ["ties", "routed"]]
+    assert len(lines) > 1
+    shown = " ".join(lines).split()
+    assert set(shown) == {word for cell in table.rows[1] for word in cell.text.split()}

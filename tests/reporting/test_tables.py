@@ -59,6 +59,9 @@ def test_notes_say_what_is_needed_to_read_the_numbers():
     assert "finetuned expert of each task, own head" in notes
     assert "oracle: the head of the true task" in notes
     assert "routed: the head of the router's top task" in notes
+    assert "whole expert" not in notes
+    routed = "\n".join(results_table([make_result("finetuned", heads="routed")]).notes)
+    assert "routed: the head of the router's top task answers; of finetuned its whole expert." in routed
     assert "Chosen on the validation split: scaling = 0.4 for task_arithmetic." in notes
 
 

@@ -57,7 +57,12 @@ def test_the_values_behind_the_cells_are_those_of_the_record():
         records(tables["task_unknown_new_domain"]), record["new_domain"].items(), strict=True
     ):
         assert (row["left out"], row["AUROC"], row["median of new rows"]) == (name, 0.85, entry["new"]["quantiles"][2])
-    assert [row["ECE"] for row in records(tables["task_unknown_calibration"])] == [0.05, 0.1, 0.15]
+        assert row["known rows routed right"] == entry["accuracy"]
+    calibration = [record["router"]["calibration"], *record["answers"].values()]
+    for row, entry in zip(records(tables["task_unknown_calibration"]), calibration, strict=True):
+        assert [row[key] for key in ("rows", "right", "mean confidence", "ECE")] == [
+            entry[key] for key in ("rows", "accuracy", "confidence", "ece")
+        ]
 
 
 def test_the_confusion_has_shares_and_counts():

@@ -86,6 +86,12 @@ def test_noise_hurts_and_the_first_share_is_the_clean_router():
         assert sum(each["by_task"].values()) / 3 == pytest.approx(each["accuracy"])  # as the tasks are of one size
 
 
+def test_which_labels_are_wrong_depends_on_the_seed():
+    train, test = clusters(0), clusters(1, apart=1.0)
+    found = [with_noise(nearest_mean, train, test, NAMES, [0.3], seed) for seed in (0, 0, 1)]
+    assert found[0] == found[1] != found[2]
+
+
 def test_rows_of_a_new_domain_are_less_certain_and_go_to_other_tasks():
     found = with_new_domain(nearest_mean, clusters(0), clusters(1), NAMES)
     assert found is not None

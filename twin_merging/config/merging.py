@@ -18,7 +18,7 @@ class Pretrained:
 
 @dataclass
 class Finetuned:
-    """θ_t for task t: T separate encoders, the reference of every normalized score."""
+    """T separate encoders, the reference of every normalized score: θ_t of the true task, or with routed heads of the top task"""
 
     name: str = "finetuned"
 

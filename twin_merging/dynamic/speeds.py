@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import inf
@@ -15,6 +14,7 @@ import torch
 from filelock import FileLock
 
 from twin_merging.dynamic.kernels import block, by_name, each_by_its_own, fastest, seconds
+from twin_merging.measure import machine
 
 VERSION = 6  # of what is measured
 
@@ -53,10 +53,7 @@ class Speeds:
             kernels: ``auto`` takes the faster library for products with one matrix, ``stock`` torch's own.
         """
         kind = torch.bfloat16 if width == 2 else torch.float64 if width == 8 else torch.float32
-        where = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-        key = (
-            f"{VERSION} {where} {device} {kind} {torch.get_num_threads()} threads, torch {torch.__version__}, {kernels}"
-        )
+        key = f"{VERSION} {machine(device)}, {kind}, torch {torch.__version__}, {kernels}"
         known = _read(_file())
         if key not in known:
             known = _with(key, lambda: asdict(measure(device, kind, kernels)))

@@ -236,19 +236,18 @@ def dynamic_features(
         weights: w(x) of the rows by task, (rows, T).
         rows: how many of each task, the first; None for all.
     """
-    backbone, found = backbone_of(stages), {}
-    build, merged = (
-        inferences[stages.run.inference.name].load(),
-        read_all(Checkpoint(stages.get(stages.shared).path(ENCODER))),
-    )
-    knowledge, dropped = exclusive_of(stages), 0.0
-    model = build(encoder_with(stages, merged), knowledge, stages.run.inference)
+    backbone, build = backbone_of(stages), inferences[stages.run.inference.name].load()
+    merged = read_all(Checkpoint(stages.get(stages.shared).path(ENCODER)))
+    knowledge, model = exclusive_of(stages), None
+    found: dict[str, Features] = {}
+    dropped = 0.0
     if isinstance(stages.run.inference, GroupWise):
         weights = group_means(weights, stages.run.inference.groups, stages.run.seed)
     first = stages.run.router.layer if stages.run.inference.lower == "shared" else None
     for index, task in enumerate(tasks):
-        if stages.answers_with_own:
-            model = build(encoder_with(stages, with_own(stages, merged, index)), knowledge, stages.run.inference)
+        if model is None or stages.answers_with_own:
+            own = with_own(stages, merged, index) if stages.answers_with_own else merged
+            model = build(encoder_with(stages, own), knowledge, stages.run.inference)
         tokens = tokens_of(stages, task, split, rows[index] if rows else None)
         label = f"{stages.method.name}: {task.name}"
         found[task.name] = backbone.encode(

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from twin_merging.pipeline.artefacts import ENCODER, backbone_of, tasks_of, tokens_of
+from twin_merging.pipeline.artefacts import ENCODER, task_of, tokens_of
 from twin_merging.pipeline.cache import Artefact
 from twin_merging.pipeline.data_methods import size_of_heads
 from twin_merging.pipeline.routing_stages import reads_tokens
 from twin_merging.pipeline.stage import Stage, upstream
 from twin_merging.pipeline.stages import Stages
+from twin_merging.pipeline.token_stages import counted
+from twin_merging.routers.holdout import held_out
 from twin_merging.safetensors_format import read_header
-from twin_merging.tasks.base import TRAIN, VALIDATION, Split
 
 BEFORE_MERGING = ("data", "base", "expert")
+LENGTHS = "lengths.json"
 PARTS = ("encoder", "exclusive", "router", "heads")
 
 
@@ -27,10 +32,13 @@ def costs_of(stages: Stages) -> dict[str, Any]:
 def stored(stages: Stages) -> dict[str, dict[str, int]]:
     """``parameters`` and ``bytes`` on disk of each of ``PARTS``; 0 for a part that answering does not need.
 
-    The encoder is that of a static method, the shared one of a dynamic method, and all T of fine-tuned experts. Parameters are
-    floating-point numbers; masks, bitmaps and indices count as bytes alone.
+    The encoder is that of a static method, the shared one of a dynamic method, and all T of fine-tuned experts, where these
+    are routed to with θ₀, whose states the router reads. Parameters are floating-point numbers; masks, bitmaps and indices
+    count as bytes alone.
     """
-    encoders = len(stages.names) if stages.method.name == "finetuned" else 1
+    encoders = 1
+    if stages.is_ensemble:
+        encoders = len(stages.names) + (stages.trains_router and not reads_tokens(stages))
     found = {part: (0, 0) for part in PARTS}
     parameters, size = _file(stages.get(stages.base), ENCODER)
     found["encoder"] = (parameters * encoders, size * encoders)
@@ -47,50 +55,38 @@ def training_tokens(stages: Stages) -> dict[str, int | None]:
 
     ``experts``: rows × epochs of all fine-tunings; None where one is imported. ``multitask``: the same of joint training.
     ``router``: its training rows once, as its epochs pass over states that are kept; 0 for one that no encoder runs for.
-    ``learned``: what AdaMerging (steps × batch × tasks, by the mean length of the rows) and Surgery (rows once) learn from.
-    ``after_experts``: what the method adds to its experts; of joint training, which has none, its own.
+    ``learned``: what AdaMerging (steps × batch × tasks, by the mean length of the rows), and Surgery, Fisher merging and
+    RegMean (rows once) see. ``after_experts``: what the method adds to its experts; of joint training, which has none, its own.
     """
     by_expert = [stages.get(stage).json("expert.json").get("train_tokens") for stage in stages.experts]
     experts = None if None in by_expert else sum(by_expert)
-    joint, router, learned = 0, _router_tokens(stages), _learned_tokens(stages)
+    given = {what: [_lengths_at(stages, stage) for stage in each] for what, each in counted(stages).items()}
+    joint, options = 0, stages.run.router
     if stages.is_joint:  # the union of the experts' rows, for as many epochs
-        joint = _tokens(stages, TRAIN) * stages.run.finetune.epochs if experts is None else experts
+        joint = stages.run.finetune.epochs * _sum(given["multitask"]) if experts is None else experts
+    router = _sum(rows[held_out(len(rows), None, options.holdout) :] for rows in given["router"])
+    learned = _sum(given["statistics"]) + _sum(given["adapters"])
+    if given["coefficients"]:
+        method = stages.static_method
+        learned += round(method.steps * method.batch_size * sum(map(fmean, given["coefficients"])))
     return {
         "experts": experts, "multitask": joint, "router": router, "learned": learned,
         "after_experts": joint + router + learned,
     }  # fmt: skip
 
 
-def _router_tokens(stages: Stages) -> int:
-    if not stages.trains_router or reads_tokens(stages):
-        return 0
-    router, total = stages.run.router, 0
-    for task in tasks_of(stages):
-        split = task.splits[getattr(router, "source", VALIDATION)]
-        used = min(len(split), getattr(router, "rows", None) or len(split))
-        held = max(1, round(getattr(router, "holdout", 0) * used)) if hasattr(router, "holdout") else 0
-        total += _count(stages, split.take(list(range(held, used))))
-    return total
+def lengths(stages: Stages, name: str, split: str, rows: int | None, folder: Path, scratch: Path) -> None:
+    """Tokens of each of a task's first rows."""
+    tokens = tokens_of(stages, task_of(stages, name), split, rows)
+    (folder / LENGTHS).write_text(json.dumps([len(row["input_ids"]) for row in tokens.rows]))
 
 
-def _learned_tokens(stages: Stages) -> int:
-    method, total = stages.method, 0
-    parts: list[Any] = [method, getattr(method, "shared", None), getattr(method, "merge", None)]
-    for each in parts:
-        if getattr(each, "needs", None) == "coefficients":
-            means = [
-                _count(stages, task.splits[each.inputs]) / len(task.splits[each.inputs]) for task in tasks_of(stages)
-            ]
-            total += round(each.steps * each.batch_size * sum(means))
-    return total + (_tokens(stages, method.inputs) if stages.is_surgery else 0)
+def _lengths_at(stages: Stages, stage: Stage) -> list[int]:
+    return stages.get(stage).json(LENGTHS)
 
 
-def _tokens(stages: Stages, split: str) -> int:
-    return sum(len(row["input_ids"]) for task in tasks_of(stages) for row in tokens_of(stages, task, split).rows)
-
-
-def _count(stages: Stages, split: Split) -> int:
-    return sum(len(row["input_ids"]) for row in backbone_of(stages).tokenize(split.texts).rows) if len(split) else 0
+def _sum(tasks: Iterable[list[int]]) -> int:
+    return sum(map(sum, tasks))
 
 
 def _making(stages: Stages) -> dict[str, float]:

@@ -37,7 +37,7 @@ def result(stages: Stages, folder: Path, scratch: Path) -> None:
     merged, heads, run = tasks_of(stages), heads_of(stages), stages.run
     tasks = evaluated_of(stages)
     unseen = tasks[len(merged) :]
-    features = answered_features(stages, tasks)
+    features = answered_features(stages, tasks, run.evaluation.heads)
     weights = routing_weights(stages, tasks) if stages.is_dynamic or run.evaluation.heads == "routed" else None
     strange = unseen_heads(stages)
     answering: dict[str, Answer] = {**answering_heads(stages, heads), **strange}
@@ -69,10 +69,10 @@ def result(stages: Stages, folder: Path, scratch: Path) -> None:
     (folder / "result.json").write_text(json.dumps(record, indent=1))
 
 
-def answered_features(stages: Stages, tasks: list[Task]) -> dict[str, Features]:
-    """The features of test rows that the heads answer from, by task."""
+def answered_features(stages: Stages, tasks: list[Task], heads: str) -> dict[str, Features]:
+    """The features of test rows that oracle or routed heads answer from, by task."""
     features: dict[str, Features] = {}
-    for stage in stages.answered:
+    for stage in stages.answered(heads):
         features |= features_of(
             stages, stage, [task for task in tasks if stage.name != "encode" or task.name in _names_in(stages, stage)]
         )
@@ -88,7 +88,7 @@ def _costs(stages: Stages) -> dict[str, Any]:
     used = [stages.get(stage) for stage in upstream(stages.result)[:-1]]
     after = {
         stage.key
-        for part in (*stages.answered, *stages.routing, *stages.learned)
+        for part in (*stages.answered(stages.run.evaluation.heads), *stages.routing, *stages.learned)
         for stage in upstream(part)
         if stage.name not in BEFORE_MERGING
     }

@@ -26,13 +26,21 @@ def read(stages: Stages, split: str) -> tuple[Stage, ...]:
     if reads_tokens(stages):
         return ()
     layer = getattr(stages.run.router, "layer", -1)
-    is_answered = split == TEST and not stages.is_dynamic and stages.method.name != "finetuned"
+    is_answered = split == TEST and not stages.is_dynamic and not stages.is_ensemble
     if split != TRAIN and (layer < 0 or is_answered):
         return (stages.encoded_by_shared(split),)
     label = f"the {stages.shared.label} encoder" + (f", layer {layer}" if layer >= 0 else "")
     rows = stages.run.router.rows if split == TRAIN else None  # of which there may be hundreds of thousands
     names = stages.evaluated if split == TEST else stages.names
     return (stages.encoded(stages.shared, split, names, label, layer, for_router=True, rows=rows),)
+
+
+def chosen(stages: Stages) -> Stage:
+    """Features of test rows, each by the expert that the router chooses."""
+    options = {"precision": stages.precision, "max_length": stages.run.backbone.max_length}
+    inputs = (stages.router, *read(stages, TEST), *stages.experts, *stages.references)
+    load = by("ensemble", "chosen", stages)
+    return Stage("chosen", "test rows by the expert routed to", options, inputs, load)
 
 
 def router(stages: Stages) -> Stage:

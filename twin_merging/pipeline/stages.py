@@ -22,7 +22,14 @@ from twin_merging.errors import unknown
 from twin_merging.experts.published import source_of
 from twin_merging.merging.method import can_draw
 from twin_merging.mirror.folder import ASSETS
-from twin_merging.pipeline import data_stages, exclusive_stages, expert_stages, routing_stages, unseen_stages
+from twin_merging.pipeline import (
+    data_stages,
+    exclusive_stages,
+    expert_stages,
+    routing_stages,
+    token_stages,
+    unseen_stages,
+)
 from twin_merging.pipeline.cache import Artefact, Cache
 from twin_merging.pipeline.environment import resolve_precision
 from twin_merging.pipeline.labels import describe, label_of
@@ -59,6 +66,7 @@ class Stages:
         self.is_joint = self.method.name == "multitask"
         self.is_elected = self.method.name == "emr"
         self.is_dynamic = self.is_twin or self.is_elected
+        self.is_ensemble = self.method.name == "finetuned"
 
     @cached_property
     def task_source(self) -> Any:
@@ -132,13 +140,14 @@ class Stages:
     @cached_property
     def shared(self) -> Stage:
         """The one encoder whose states the router reads: twin's shared expert, a static method's own, else θ₀."""
-        if self.is_twin:
-            return self.merged(self.method.shared)
-        if self.is_surgery:
-            return self.merged(self.method.merge)
         if self.is_joint:
             return data_stages.joint(self)
-        return self.base if self.is_elected or self.method.name == "finetuned" else self.merged(self.method)
+        return self.base if self.is_elected or self.is_ensemble else self.merged(self.static_method)
+
+    @property
+    def static_method(self) -> Any:
+        """What merges into one encoder: a part of twin and of surgery, else the method itself."""
+        return self.method.shared if self.is_twin else self.method.merge if self.is_surgery else self.method
 
     @cached_property
     def exclusive(self) -> Stage:
@@ -214,14 +223,18 @@ class Stages:
         load = by("compute", "dynamic", self)
         return Stage("dynamic", "test rows, merged anew for each", options, inputs, load, version=2)
 
-    @property
-    def answered(self) -> list[Stage]:
-        """The stages whose features of test rows the heads answer from."""
+    def answered(self, heads: str) -> list[Stage]:
+        """The stages whose features of test rows these heads answer from: with ``routed`` ones, experts are routed to as well."""
         if self.is_dynamic:
             return [self.dynamic]
-        if self.method.name == "finetuned":
-            return [self.encoded_by_expert(index) for index in range(len(self.names))]
+        if self.is_ensemble:
+            return [routing_stages.chosen(self)] if heads == "routed" else self.references
         return [self.encoded_by_shared(TEST, self.answers_with_own)]
+
+    @property
+    def references(self) -> list[Stage]:
+        """The experts' features of their own test rows, which normalized scores refer to."""
+        return [self.encoded_by_expert(index) for index in range(len(self.names))]
 
     @property
     def learned(self) -> tuple[Stage, ...]:
@@ -233,8 +246,11 @@ class Stages:
     @cached_property
     def result(self) -> Stage:
         """Scores, bytes, routing and choices of the job."""
-        references = [self.encoded_by_expert(index) for index in range(len(self.names))]
-        inputs = (*self.experts, *references, *self.answered, *self.routing, *self.learned, *unseen_stages.needed(self))
+        answered = self.answered(self.run.evaluation.heads)
+        inputs = (
+            *self.experts, *self.references, *answered, *self.routing, *self.learned, *unseen_stages.needed(self),
+            *token_stages.needed(self),
+        )  # fmt: skip
         options = {
             "method": to_plain(self.method),
             "sparsifier": describe(self.run.sparsifier),
@@ -242,7 +258,7 @@ class Stages:
             "code": evaluations[self.run.evaluation.name].code_hash(),
         }
         label = f"{self.label}, {self.run.evaluation.heads} heads"
-        return Stage("result", label, options, inputs, by("result", "result", self), version=2)
+        return Stage("result", label, options, inputs, by("result", "result", self), version=3)
 
     @property
     def label(self) -> str:

@@ -35,7 +35,7 @@ from twin_merging.pipeline.result import answered_features
 from twin_merging.pipeline.stage import Stage, by
 from twin_merging.pipeline.stages import Stages
 from twin_merging.routers.robustness import confidence_of, with_new_domain, with_noise
-from twin_merging.tasks.base import TEST, VALIDATION, Task
+from twin_merging.tasks.base import TEST, Task
 from twin_merging.validation import to_plain
 
 RECORD, STREAM = "task_unknown.json", "stream.csv"
@@ -47,24 +47,27 @@ def stage(stages: Stages) -> Stage:
         "method": to_plain(stages.method), "router": to_plain(stages.run.router), "code": routers[stages.run.router.name].code_hash(),
         "noise": stages.run.evaluation.noise, "new_domain": stages.run.evaluation.new_domain, "seed": stages.run.seed,
     }  # fmt: skip
-    references = [stages.encoded_by_expert(index) for index in range(len(stages.names))]
-    reads = [part for split in (_trained_on(stages), TEST) for part in routing_stages.read(stages, split)]
-    inputs = (*stages.experts, *references, *stages.answered, stages.router, *reads, *stages.learned)
-    return Stage("unknown", f"{stages.label}: one stream", options, inputs, by("task_unknown", "unknown", stages))
+    reads = [part for split in (stages.run.router.source, TEST) for part in routing_stages.read(stages, split)]
+    inputs = (
+        *stages.experts, *stages.references, *stages.answered("routed"), stages.router, *reads, *stages.learned,
+    )  # fmt: skip
+    return Stage(
+        "unknown", f"{stages.label}: one stream", options, inputs, by("task_unknown", "unknown", stages), version=2
+    )
 
 
 def unknown(stages: Stages, folder: Path, scratch: Path) -> None:
     """What results.json says under ``task_unknown``, and the stream row by row."""
     tasks, run = tasks_of(stages), stages.run
-    weights, features = router_weights(stages, tasks), answered_features(stages, tasks)
+    weights, features = router_weights(stages, tasks), answered_features(stages, tasks, "routed")
     heads = answering_heads(stages, heads_of(stages))
     top = {name: given.argmax(-1) for name, given in weights.items()}
     answers = _answers(stages, tasks, features, heads, top)
     confidence = {task.name: _confidence(features[task.name], top[task.name], tasks, heads) for task in tasks}
     rows, order = _rows(tasks, weights, answers, confidence), _order(tasks, run.seed)
-    names = [task.name for task in tasks]
+    names, mixed = [task.name for task in tasks], stages.is_dynamic or stages.is_ensemble
     costs = {
-        task.name: cost_of_wrong_routes(task, (top[task.name] == index).tolist(), answers[task.name], stages.is_dynamic)
+        task.name: cost_of_wrong_routes(task, (top[task.name] == index).tolist(), answers[task.name], mixed)
         for index, task in enumerate(tasks)
     }
     probabilities, hits = confidence_of([weights[name] for name in names])
@@ -80,11 +83,6 @@ def unknown(stages: Stages, folder: Path, scratch: Path) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows[place] for place in order)
-
-
-def _trained_on(stages: Stages) -> str:
-    """The split whose rows trained the job's router."""
-    return getattr(stages.run.router, "source", VALIDATION)
 
 
 def _answers(
@@ -171,7 +169,7 @@ def _robustness(stages: Stages, tasks: list[Task]) -> dict[str, Any]:
         router.eval()
         return lambda given: weights_by(router, stages, given)
 
-    train, test = (read_by_router(stages, split, tasks) for split in (_trained_on(stages), TEST))
+    train, test = (read_by_router(stages, split, tasks) for split in (run.router.source, TEST))
     train = [rows[: run.router.rows] for rows in train] if hasattr(run.router, "rows") else train
     shares = list(run.evaluation.noise)
     return {

@@ -21,6 +21,7 @@ from twin_merging.config import GroupWise, inferences
 from twin_merging.dynamic.grouping import group
 from twin_merging.dynamic.model import TwinMergedModel
 from twin_merging.evaluation.timing import in_turns
+from twin_merging.measure import machine
 from twin_merging.pipeline.artefacts import (
     ENCODER,
     backbone_of,
@@ -31,6 +32,7 @@ from twin_merging.pipeline.artefacts import (
     tasks_of,
     trained_router,
 )
+from twin_merging.pipeline.environment import resolve_device
 from twin_merging.pipeline.routing_stages import reads_tokens
 from twin_merging.pipeline.stage import Stage, by
 from twin_merging.pipeline.stages import Stages
@@ -43,11 +45,14 @@ Batch = dict[str, Tensor]
 
 
 def stage(stages: Stages) -> Stage:
-    """Static encoders take the same time whatever their weights, so that methods without routing share one artefact."""
+    """Static encoders take the same time whatever their weights, so that methods without routing share one artefact.
+
+    Machines that share a cache do not share it.
+    """
     run, inputs = stages.run, (stages.base, *map(stages.data, stages.names))
     options: dict[str, Any] = {
         "rows": run.evaluation.timing, "batch_size": batch_size(stages), "precision": stages.precision,
-        "max_length": run.backbone.max_length, "device": run.device, "way": _way(stages),
+        "max_length": run.backbone.max_length, "machine": machine(str(resolve_device(run.device))), "way": _way(stages),
     }  # fmt: skip
     if stages.is_dynamic:
         options["inference"] = to_plain(run.inference)
@@ -64,7 +69,7 @@ def batch_size(stages: Stages) -> int:
 
 
 def measure(stages: Stages, folder: Path, scratch: Path) -> None:
-    """Write ``rows``, ``tokens``, ``rounds``, ``seconds_per_1000``, ``static_seconds_per_1000`` and ``ratio``.
+    """Write ``machine``, ``rows``, ``tokens``, ``rounds``, ``seconds_per_1000``, ``static_seconds_per_1000`` and ``ratio``.
 
     Rows of all tasks are in one batch, as in a stream, sorted by length as everywhere; seconds are medians over rounds in
     which both ways take turns. Heads, and adapters of surgery, which are a few small products, are not counted.
@@ -88,7 +93,7 @@ def measure(stages: Stages, folder: Path, scratch: Path) -> None:
     per_1000 = {name: 1000 * median(seconds) / len(rows) for name, seconds in taken.items()}
     method = per_1000.get("method", per_1000["static"])
     record = {
-        "rows": len(rows), "tokens": sum(len(row["input_ids"]) for row in rows), "batch_size": batch_size(stages),
+        "machine": machine(str(backbone.device)), "rows": len(rows), "tokens": sum(len(row["input_ids"]) for row in rows), "batch_size": batch_size(stages),
         "rounds": len(taken["static"]), "seconds_per_1000": method, "static_seconds_per_1000": per_1000["static"],
         "ratio": method / per_1000["static"],
     }  # fmt: skip
@@ -104,7 +109,7 @@ def _way(stages: Stages) -> str:
         return "elected" if stages.is_elected else "dynamic"
     if not stages.trains_router:
         return "static"
-    return "routed experts" if stages.method.name == "finetuned" else "routed"
+    return "routed experts" if stages.is_ensemble else "routed"
 
 
 def _sample(stages: Stages) -> tuple[list[dict[str, list[int]]], list[int]]:

@@ -22,8 +22,10 @@ from twin_merging.pipeline import routing_stages
 from twin_merging.pipeline.artefacts import features_of, heads_of, read_by_router, tasks_of, trained_router, weights_by
 from twin_merging.pipeline.compute import dynamic_features
 from twin_merging.pipeline.data_methods import answering_heads
+from twin_merging.pipeline.ensemble import chosen_features
 from twin_merging.pipeline.stage import Stage, by, determining
 from twin_merging.pipeline.stages import Stages
+from twin_merging.routers.holdout import held_out
 from twin_merging.routers.oracle import one_hot, oracle_weights
 from twin_merging.tasks.base import VALIDATION, Task
 from twin_merging.validation import to_plain
@@ -39,14 +41,16 @@ def stage(stages: Stages) -> Stage:
         "heads": run.evaluation.heads, "excluded": run.evaluation.excluded, "parameters": to_plain(run.parameters),
         "precision": stages.precision, "max_length": run.backbone.max_length, "seed": run.seed,
     }  # fmt: skip
-    answered = _answered(stages)
+    answered = [] if stages.is_ensemble else [stages.encoded_by_shared(VALIDATION, stages.answers_with_own)]
     if stages.is_dynamic:
         options |= {"inference": determining(run.inference), "code": inferences[run.inference.name].code_hash()}
         answered = [stages.shared, stages.exclusive]
     routing = (stages.router, *routing_stages.read(stages, VALIDATION)) if stages.trains_router else ()
     references = [stages.encoded_by_expert(index, VALIDATION) for index in range(len(stages.names))]
     inputs = (*stages.experts, *references, *answered, *routing, *stages.learned)
-    return Stage("validate", f"{stages.label}: validation rows", options, inputs, by("validated", "validated", stages))
+    return Stage(
+        "validate", f"{stages.label}: validation rows", options, inputs, by("validated", "validated", stages), version=2
+    )
 
 
 def validated(stages: Stages, folder: Path, scratch: Path) -> None:
@@ -78,14 +82,7 @@ def _held_out(router: Any, rows: int) -> int:
     """How many of a task's first validation rows no router learns from; all where none learns from validation rows."""
     if not hasattr(router, "holdout") or router.source != VALIDATION:
         return rows
-    return max(1, round(router.holdout * min(rows, router.rows or rows)))
-
-
-def _answered(stages: Stages) -> list[Stage]:
-    """The static encoders' stages that heads answer from."""
-    if stages.method.name == "finetuned":
-        return [stages.encoded_by_expert(index, VALIDATION) for index in range(len(stages.names))]
-    return [stages.encoded_by_shared(VALIDATION, stages.answers_with_own)]
+    return held_out(rows, router.rows, router.holdout)
 
 
 def _weights(stages: Stages, tasks: list[Task], rows: list[int]) -> dict[str, Tensor]:
@@ -106,12 +103,10 @@ def _weights(stages: Stages, tasks: list[Task], rows: list[int]) -> dict[str, Te
 def _features(stages: Stages, tasks: list[Task], rows: list[int], weights: dict[str, Tensor]) -> dict[str, Features]:
     if stages.is_dynamic:
         return dynamic_features(stages, tasks, weights, VALIDATION, rows)[0]
-    found: dict[str, Features] = {}
-    for index, (task, count) in enumerate(zip(tasks, rows, strict=True)):
-        answered = _answered(stages)
-        encoded = answered[index if len(answered) > 1 else 0]
-        found[task.name] = _first(features_of(stages, encoded, [task])[task.name], count)
-    return found
+    if stages.is_ensemble:
+        return chosen_features(stages, tasks, weights, VALIDATION)
+    found = features_of(stages, stages.encoded_by_shared(VALIDATION, stages.answers_with_own), tasks)
+    return {task.name: _first(found[task.name], count) for task, count in zip(tasks, rows, strict=True)}
 
 
 def _first(features: Features, count: int) -> Features:

@@ -12,8 +12,10 @@ from twin_merging.reporting.tables import MISSING, OFFLINE_WARNING, Cell, Column
 NOTES = (
     "Parameters: floating-point numbers that answering needs, heads included; stored: bytes on disk, with masks and indices.",
     "Training tokens: real ones that went through an encoder after the experts were there; of experts: their fine-tuning, rows × epochs, "
-    "which every method but multitask, pretrained and imported experts needs. A router's rows go through the encoder once.",
-    "Time and peak memory to make it: of the stages after the experts, without evaluation.",
+    "which every method but multitask, pretrained and imported experts needs. The rows of a router and of statistics go through "
+    "the encoder once.",
+    "Time and peak memory to make it: of the stages after the experts, without evaluation, when they were computed, be it by an "
+    "earlier run.",
 )
 TIMED_NOTE = (
     "Per 1000 items: seconds with routing, medians of rounds in which the method and one static encoder take turns on the same "
@@ -33,9 +35,11 @@ def cost_table(results: Sequence[dict[str, Any]]) -> Table | None:
         _number("made in", "s", "seconds to make"), _number("peak memory", "", "peak memory"),
         _number("1000 items", "s", "seconds per 1000 items"), _number("ratio", "to static", "ratio to static"),
     )  # fmt: skip
-    notes = (*NOTES, TIMED_NOTE) if any(result.get("inference") for result in results) else NOTES
+    machines = {result["inference"].get("machine") for result in results if result.get("inference")}
+    named = " and ".join(sorted(filter(None, machines)))
+    timed = (TIMED_NOTE + (f" Measured on {named}." if named else ""),) if machines else ()
     warning = OFFLINE_WARNING if any(result["offline_suite"] for result in results) else None
-    return Table("Costs", columns, tuple(map(_row, methods)), notes, warning)
+    return Table("Costs", columns, tuple(map(_row, methods)), (*NOTES, *timed), warning)
 
 
 def write_cost_table(table: Table, folder: Path) -> list[Path]:

@@ -61,7 +61,7 @@ def to_latex(table: Table) -> str:
 
 
 def print_table(table: Table, console: Console) -> None:
-    """Print the whole table if the console is wide enough, else the summary and then the tasks, as many columns as fit at a time."""
+    """Print the whole table if the console is wide enough, else summary columns and then tasks, as many as fit at a time."""
     from rich.text import Text
 
     console.print(Text(table.title, style="bold"))
@@ -78,16 +78,16 @@ def _layout(table: Table, console: Console) -> list[RichTable]:
     if _fits(table, everything, console):
         return [_rich(table, everything)]
     keys = [index for index in everything if table.columns[index].part == "key"]
-    parts = []
+    parts: list[list[int]] = []
     for kind in ("summary", "task"):
         chunk: list[int] = []
         for index in (index for index in everything if table.columns[index].part == kind):
             if chunk and not _fits(table, [*keys, *chunk, index], console):
-                parts.append([*keys, *chunk])
+                parts.append(sorted([*keys, *chunk]))
                 chunk = []
             chunk.append(index)
         if chunk:
-            parts.append([*keys, *chunk])
+            parts.append(sorted([*keys, *chunk]))
     return [_rich(table, part) for part in parts or [keys]]
 
 

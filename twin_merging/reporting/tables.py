@@ -173,6 +173,8 @@ def _notes(methods: Sequence[Method], metrics: dict[str, str]) -> list[str]:
     if any(raw_scale(metric) != 100 for metric in metrics.values()):
         notes.append(PERCENT_NOTE)
     heads = [HEADS[name] for name in HEADS if any(method.heads == name for method in methods)]
+    if any((method.label, method.heads) == ("finetuned", "routed") for method in methods):
+        heads.append("of finetuned its whole expert")
     notes.append(f"Heads: {'; '.join(heads)}." if heads else "")
     notes.append(SEED_NOTE if any(len(method.results) > 1 for method in methods) else "")
     notes += [trial_note(methods) or "", *_choice_notes(methods)]

@@ -24,11 +24,16 @@ def split(inputs: list[Rows], rows: int | None, holdout: float) -> tuple[list[Ro
         holdout: the share of them that is held out, at least one row.
     """
     used = [given[:rows] for given in inputs]
-    held = [max(1, round(holdout * len(given))) for given in used]
+    held = [held_out(len(given), None, holdout) for given in used]
     return (
         [given[count:] for given, count in zip(used, held, strict=True)],
         [given[:count] for given, count in zip(used, held, strict=True)],
     )
+
+
+def held_out(count: int, rows: int | None, holdout: float) -> int:
+    """How many of a task's first ``count`` rows, of which at most ``rows`` are used, no router is trained on."""
+    return max(1, round(holdout * min(count, rows or count)))
 
 
 def labels(parts: Sequence[Sized]) -> Tensor:
