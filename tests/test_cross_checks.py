@@ -116,6 +116,9 @@ def test_one_source_stands_for_no_unseen_task_beside_the_merged_one(composed):
 KNOWN = {"name": "task_unknown"}
 CONTRADICTIONS = [
     ({"tasks__unseen": ["rte", "rte"]}, "tasks.unseen", "rte"),
+    ({"experts__sources": {"cola": ""}}, "experts.sources.cola", "''"),
+    ({"experts__labels": {"cola": ["no", "yes"]}}, "experts.labels.cola", "cola"),
+    ({"experts__labels": {"rte": ["no", "yes"]}, "experts__sources": {"cola": "a"}}, "experts.labels.rte", "rte"),
     ({"evaluation__excluded": "task", "evaluation__heads": "routed"}, "evaluation.excluded", "routed"),
     ({"evaluation__excluded": "task", "tasks__unseen": ["rte"]}, "evaluation.excluded", "tasks.unseen"),
     ({"evaluation": KNOWN, "tasks__unseen": ["rte"]}, "evaluation", "tasks.unseen"),

@@ -50,6 +50,18 @@ def _check_experts(run: RunConfig) -> None:
             "one pattern has to name every expert",
             key="experts.source", found=run.experts.source, expected="a folder or hub name with {task} in it",
         )  # fmt: skip
+    for name, where in (run.experts.sources or {}).items():
+        if not where:
+            raise UserError(
+                "no place", key=f"experts.sources.{name}", found="''", expected="a folder or hub name[@revision]"
+            )
+    if run.experts.source is None:
+        for name in run.experts.labels or {}:
+            if name not in (run.experts.sources or {}):
+                raise UserError(
+                    "this expert is fine-tuned here, and its head has the task's own classes", key=f"experts.labels.{name}",
+                    found=name, expected="tasks of experts.sources, or experts.source",
+                )  # fmt: skip
 
 
 def _check_evaluation(run: RunConfig) -> None:

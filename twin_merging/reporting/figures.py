@@ -40,22 +40,22 @@ def task_bars(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     """
     methods, metrics = join_seeds(results), task_metrics(results)
     warning = OFFLINE_WARNING if any(result["offline_suite"] for result in results) else None
-    with _figure() as figure:
+    with styled() as figure:
         draw_bars(figure, *_average(methods, warning))
-        paths = _save(figure, folder, "average_normalized")
+        paths = save(figure, folder, "average_normalized")
         for task, metric in metrics.items():
             draw_bars(figure, *_task(methods, task, metric, warning))
-            paths += _save(figure, folder, f"task_{slug(task)}")
+            paths += save(figure, folder, f"task_{slug(task)}")
     return paths
 
 
 def sweep_lines(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     """One chart for each key whose number the sweep varies: the average normalized score against it, a line a method."""
     warning, paths = OFFLINE_WARNING if any(result["offline_suite"] for result in results) else None, []
-    with _figure() as figure:
+    with styled() as figure:
         for key, lines in lines_by_key(results).items():
             draw_lines(figure, key, lines, warning)
-            paths += _save(figure, folder, f"sweep_{slug(key)}")
+            paths += save(figure, folder, f"sweep_{slug(key)}")
     return paths
 
 
@@ -72,18 +72,18 @@ def routing_heatmap(result: dict[str, Any], folder: Path, name: str = "routing")
         raise ValueError(f"{result['label']} has no routing to draw")
     names, weights, counts = routing["task_names"], routing["mean_weights"], routing["confusion"]
     shares = [[count / max(sum(row), 1) for count in row] for row in counts]
-    with _figure() as figure:
+    with styled() as figure:
         left, right = _panels(figure, len(names))
-        _heatmap(left, weights, [[f"{value:.2f}" for value in row] for row in weights], names)
+        heatmap(left, weights, [[f"{value:.2f}" for value in row] for row in weights], names)
         left.set(title="mean routing weight", ylabel="true task")
-        _heatmap(right, shares, [_share_texts(*rows) for rows in zip(shares, counts, strict=True)], names)
+        heatmap(right, shares, [_share_texts(*rows) for rows in zip(shares, counts, strict=True)], names)
         right.set(title="top expert: share and number of test rows")
         right.tick_params(labelleft=False)
         facts = f"accuracy {100 * routing['accuracy']:.1f}%"
         if routing["temperature"] is not None:  # an oracle has none
             facts += f", temperature {routing['temperature']:.3g}"
-        _head(figure, f"Router of {result['label']}, seed {result['seed']}: {facts}", result["offline_suite"])
-        return _save(figure, folder, name)
+        headline(figure, f"Router of {result['label']}, seed {result['seed']}: {facts}", result["offline_suite"])
+        return save(figure, folder, name)
 
 
 def slug(name: str) -> str:
@@ -134,9 +134,10 @@ def _panels(figure: Figure, count: int) -> tuple[Axes, Axes]:
     return left, right
 
 
-def _heatmap(
+def heatmap(
     axes: Axes, values: Sequence[Sequence[float]], texts: Sequence[Sequence[str]], names: Sequence[str]
 ) -> None:
+    """Draw shares (rows, columns) from white to dark blue, each with its text, both axes named after the tasks."""
     axes.imshow(values, cmap="Blues", vmin=0, vmax=1)
     for row, columns in enumerate(values):
         for column, value in enumerate(columns):
@@ -153,7 +154,8 @@ def _share_texts(shares: Sequence[float], counts: Sequence[int]) -> list[str]:
     return [f"{100 * share:.0f}%\n{count}" for share, count in zip(shares, counts, strict=True)]
 
 
-def _head(figure: Figure, title: str, warned: bool) -> None:
+def headline(figure: Figure, title: str, warned: bool) -> None:
+    """Write the title above a figure, and below it that the suite is small where it has to be warned of."""
     height = figure.get_figheight()
     figure.text(0.5, 1 - 0.05 / height, title, ha="center", va="top", fontsize="large")
     if warned:
@@ -161,7 +163,7 @@ def _head(figure: Figure, title: str, warned: bool) -> None:
 
 
 @contextmanager
-def _figure() -> Iterator[Figure]:
+def styled() -> Iterator[Figure]:
     """A figure that belongs to no window system, in our style."""
     with matplotlib.rc_context(STYLE):
         figure = Figure()
@@ -169,7 +171,7 @@ def _figure() -> Iterator[Figure]:
         yield figure
 
 
-def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write NAME.png and NAME.svg without a date, and as large as what is drawn, so that nothing is cut."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

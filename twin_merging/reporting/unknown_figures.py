@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from twin_merging.reporting.bars import EDGE, STYLES
-from twin_merging.reporting.figures import CELL, _figure, _head, _heatmap, _save, slug
+from twin_merging.reporting.figures import CELL, headline, heatmap, save, slug, styled
 from twin_merging.reporting.tables import raw_scale
 
 BLUE, ORANGE = STYLES["oracle"], STYLES["routed"]
@@ -31,7 +31,7 @@ DASHED: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 2)), "linewidth
 def unknown_figures(result: dict[str, Any], label: str, folder: Path) -> list[Path]:
     """All pictures of one job; ``label`` is its method's in the tables and part of the files' names."""
     record, paths = result["task_unknown"], []
-    with _figure() as figure:
+    with styled() as figure:
         for name, draw in (
             ("reliability", _reliability), ("wrong_routes", _wrong_routes), ("label_noise", _noise), ("new_domain", _new_domain),
         ):  # fmt: skip
@@ -41,8 +41,8 @@ def unknown_figures(result: dict[str, Any], label: str, folder: Path) -> list[Pa
                 continue
             figure.clear()
             title = draw(figure, result, record)
-            _head(figure, f"{title}: {label}, seed {result['seed']}", result["offline_suite"])
-            paths += _save(figure, folder, f"{name}_{slug(label)}")
+            headline(figure, f"{title}: {label}, seed {result['seed']}", result["offline_suite"])
+            paths += save(figure, folder, f"{name}_{slug(label)}")
     return paths
 
 
@@ -188,7 +188,7 @@ def _new_domain(figure: Figure, result: dict[str, Any], record: dict[str, Any]) 
         ["" if name == other else f"{100 * share:.0f}%" for other, share in zip(names, row, strict=True)]
         for name, row in zip(names, shares, strict=True)
     ]
-    _heatmap(left, shares, texts, names)
+    heatmap(left, shares, texts, names)
     for place in range(len(names)):
         left.add_patch(
             Rectangle(

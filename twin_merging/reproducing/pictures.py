@@ -16,8 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from twin_merging.reporting.bars import WARNING
-from twin_merging.reporting.figures import _figure as styled
-from twin_merging.reporting.figures import _save as save
+from twin_merging.reporting.figures import save, styled
 from twin_merging.reporting.methods import Estimate, estimate
 from twin_merging.reproducing.cells import Plan
 from twin_merging.reproducing.item import Row
