@@ -62,8 +62,8 @@ def make_runner(benchmark: Path, suite: str, tokenizer: Any) -> Runner:
     return runner
 
 
-def register_deployment(context: int) -> str:
-    """Make HELM know a model of this context in tokens, prompt and answer together; its name."""
+def register_deployment(context: int | None) -> str:
+    """Make HELM know a model of this context in tokens, prompt and answer together, or of no limit; its name."""
     from helm.benchmark.model_deployment_registry import (
         DEPLOYMENT_NAME_TO_MODEL_DEPLOYMENT,
         ClientSpec,
@@ -71,14 +71,11 @@ def register_deployment(context: int) -> str:
         register_model_deployment,
     )
 
-    name = f"twin_merging/context_{context}"
+    name = f"twin_merging/context_{context}" if context else "twin_merging/unlimited"
     if name not in DEPLOYMENT_NAME_TO_MODEL_DEPLOYMENT:
-        register_model_deployment(
-            ModelDeployment(
-                name=name, client_spec=ClientSpec(f"{__name__}.answering"), tokenizer_name=TOKENIZER,
-                max_sequence_length=context,
-            )
-        )  # fmt: skip
+        client = ClientSpec(f"{__name__}.answering")  # never made from here: the runner is given one
+        limits = {"tokenizer_name": TOKENIZER, "max_sequence_length": context} if context else {}
+        register_model_deployment(ModelDeployment(name=name, client_spec=client, **limits))  # type: ignore[arg-type]
     return name
 
 

@@ -13,6 +13,7 @@ from twin_merging.errors import UserError
 from twin_merging.evaluation.exams import Exam, Marks, Question
 from twin_merging.evaluation.helm.files import find_task, known_parts, lay_out
 from twin_merging.evaluation.helm.process import answering, make_runner, quietly, record, register_deployment
+from twin_merging.evaluation.helm.rows import unreadable
 from twin_merging.tasks.generation import Request
 
 if TYPE_CHECKING:
@@ -85,11 +86,7 @@ class HelmSuite:
             try:
                 runner.run_one(spec)
             except (KeyError, IndexError, TypeError, ValueError) as error:  # what a row of another form leads to
-                found = f"{type(error).__name__}: {error}"
-                raise UserError(
-                    "HELM cannot read the rows", key=f"paths.data, {task} {part}".rstrip(), found=found,
-                    expected="the columns of the original files", hint=f"see {', '.join(known.files(part))}",
-                ) from error  # fmt: skip
+                raise unreadable(task, part, error) from error
         questions = tuple(_question(state, task) for state in recorded.state.request_states)
         if not questions:
             raise UserError(
