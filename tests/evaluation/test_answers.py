@@ -35,7 +35,7 @@ def test_matches(answer: str, exact: int, quasi: int):
     ("answer", "right"),
     [
         ("The answer is 1200.", 1), ("so 3 * 400 = 1,200 eggs", 1), ("1200 and then 7", 0), ("-1200", 0), ("none", 0),
-        ("", 0), ("1200.5", 0), ("1200 5", 0), ("1200, or so", 1), ("12 00", 0),
+        ("", 0), ("1200.5", 0), ("5 1200", 0), ("5; 1200", 1), ("x1200", 1), ("1200, or so", 1), ("12 00", 0),
     ],
 )  # fmt: skip
 def test_final_number(answer: str, right: int):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from os.path import commonprefix
 from pathlib import Path
 
 import pytest
@@ -50,7 +49,7 @@ def test_no_prompt_is_both_learned_and_evaluated(shared_data: Path, tmp_path: Pa
     learned = [example.prompt for example in rows.train + rows.validation]
     assert len(learned) == len(set(learned)) >= least
     evaluated = all_test_prompts(shared_data, tmp_path, source, parts)
-    assert len(commonprefix([evaluated[0], learned[0]])) >= 3  # worded alike
+    assert learned[0][:3] == evaluated[0][:3]  # worded alike
     assert not set(learned) & set(evaluated)
     assert rows.provenance["rows"]["train"] == len(rows.train)
 

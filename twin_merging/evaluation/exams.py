@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from twin_merging.tasks.generation import Request
@@ -73,6 +73,12 @@ class Marks:
 
     scores: dict[str, float]
     items: Mapping[str, tuple[float | None, ...]]
+
+
+def answer_all(exams: Sequence[Exam], complete: Callable[[Sequence[Request]], list[str]]) -> list[list[str]]:
+    """The answers to each exam, of one call over all their requests: so batches are full, and mix tasks."""
+    answers = iter(complete([request for exam in exams for request in exam.requests]))
+    return [[next(answers) for _ in exam.questions] for exam in exams]
 
 
 def task_score(marks: Sequence[Marks], metric: str) -> float:

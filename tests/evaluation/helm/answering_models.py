@@ -67,7 +67,14 @@ def answers_of_every_kind(exam: Exam, seed: int = 0) -> list[str]:
                 "  ",
                 "So 1,234.50",
             ]
-            kinds += [f"It is {words[-1]}", "18 20", "-7", ",", "the, a an", question.request.prompt[-200:]]
+            kinds += [
+                f"It is {words[-1]}",
+                f"It is 9 {words[-1]}",
+                "-7",
+                ",",
+                "the, a an",
+                question.request.prompt[-200:],
+            ]
         else:
             right = [letter for letter, text in question.choices.items() if text in question.references]
             kinds = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from dataclasses import replace
@@ -10,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from answering_models import answers_of_every_kind, byte_tokenizer, complete, tiny_llama
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from twin_merging.errors import UserError
-from twin_merging.evaluation.answers import grade
-from twin_merging.evaluation.exams import Exam, task_score
-from twin_merging.evaluation.helm.suite import HelmSuite
+from twin_merging.evaluation.answers import exact_match, final_number_exact_match, grade, quasi_exact_match
+from twin_merging.evaluation.exams import Exam, answer_all, task_score
+from twin_merging.evaluation.helm.process import quietly
+from twin_merging.evaluation.helm.suite import HelmSuite, read_marks
 
 PARTS = {
     "mmlu": ("virology", "formal_logic", "professional_psychology"),
@@ -73,6 +77,60 @@ def test_native_scores_agree_with_helm_on_a_models_answers(suite: HelmSuite):
         answers = complete(model, suite.tokenizer, exam.requests)
         assert len(set(answers)) > 1
         check_agreement(few, exam, answers, 0)
+
+
+@given(
+    st.lists(st.sampled_from(["a", "The", "an", " ", "\n", "1", "20", ",", ".", "-", "é", "('x')", "٣"]), max_size=9)
+)
+@example(["1", " ", "20"])
+@example(["The", " ", "é", "."])
+@settings(deadline=None, max_examples=300)
+def test_the_definitions_are_helms(pieces: list[str]):
+    with quietly():
+        from helm.benchmark.metrics import evaluate_reference_metrics as helm
+    text = "".join(pieces)
+    for other in (
+        text.strip(),
+        text.upper(),
+        text.replace(".", ""),
+        "20",
+        "1,20.",
+        "the é",
+        " ".join(reversed(pieces)),
+    ):
+        for gold, answer in ((text, other), (other, text)):
+            assert exact_match(gold, answer) == helm.exact_match(gold, answer)
+            assert quasi_exact_match(gold, answer) == helm.quasi_exact_match(gold, answer)
+            assert final_number_exact_match(gold, answer) == helm.final_number_exact_match(gold, answer)
+
+
+def test_other_splits_and_perturbed_rows_are_not_read(suite: HelmSuite):
+    few = small(suite)
+    exam = few.exams("mmlu", ("virology",))[0]
+    answers = answers_of_every_kind(exam, seed=3)
+    before = few.judge(exam, answers, "read")
+    (path,) = (few.benchmark / "runs/read").rglob("stats.json")
+    stats = json.loads(path.read_text())
+    others = [stat for stat in stats if "perturbation" in stat["name"]]
+    assert {"exact_match"} <= {stat["name"]["name"] for stat in others}
+    for stat in others:
+        stat["mean"] = 0.123
+    elsewhere = [{**stat, "name": {"name": "exact_match", "split": "valid"}, "mean": 0.456} for stat in stats[:1]]
+    path.write_text(json.dumps([*stats, *elsewhere]))
+    assert read_marks(path.parent, exam) == before
+
+
+def test_one_call_answers_all_exams(suite: HelmSuite):
+    exams = small(suite).exams("mmlu", ("virology", "formal_logic"))
+    calls: list[int] = []
+
+    def complete(requests) -> list[str]:
+        calls.append(len(requests))
+        return [request.prompt[-50:] for request in requests]
+
+    answers = answer_all(exams, complete)
+    assert calls == [12]
+    assert answers == [[question.request.prompt[-50:] for question in exam.questions] for exam in exams]
 
 
 def test_one_changed_answer_changes_one_mark(suite: HelmSuite):

@@ -74,7 +74,7 @@ class HelmSuite:
                 runner.run_one(spec)
             except ExecutorError as error:  # HELM's wrapping of what the client raised
                 raise error.__cause__ or error from None
-        return _read_marks(self.benchmark / "runs" / suite / spec.name, exam)
+        return read_marks(self.benchmark / "runs" / suite / spec.name, exam)
 
     def _exam(self, task: str, part: str) -> Exam:
         known = find_task(task)
@@ -139,7 +139,7 @@ def _warn_of_lost_text(exam: Exam, shots: int) -> None:
         )  # fmt: skip
 
 
-def _read_marks(folder: Path, exam: Exam) -> Marks:
+def read_marks(folder: Path, exam: Exam) -> Marks:
     """The exam's metrics out of HELM's files; a metric that HELM counted over no answer at all is 0."""
     scores = _wanted(json.loads((folder / "stats.json").read_text(encoding="utf-8")), exam)
     values: dict[str, dict[str, float]] = {}
