@@ -217,6 +217,13 @@ def test_prompts_that_do_not_fit_lose_examples_and_then_their_end(suite: HelmSui
         small(suite, context=100).exams("cnn_dm")
 
 
+def test_without_a_limit_no_prompt_is_cut(suite: HelmSuite):
+    few = small(suite, context=None)
+    exam = few.exams("mmlu", ("virology",))[0]
+    assert exam == small(suite).exams("mmlu", ("virology",))[0]
+    check_agreement(few, exam, answers_of_every_kind(exam), 0)
+
+
 def test_helms_files_are_kept_by_suite(suite: HelmSuite):
     few = small(suite)
     exam = few.exams("truthful_qa")[0]

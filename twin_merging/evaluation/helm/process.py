@@ -37,7 +37,8 @@ def quietly() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     nltk.download = lambda *_, **__: False
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        noise = io.StringIO()  # no terminal: tqdm draws nothing there
+        with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
             yield
     finally:
         logger.setLevel(level)

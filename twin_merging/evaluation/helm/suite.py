@@ -34,14 +34,17 @@ class HelmSuite:
         data: the folder that holds ``generative``.
         benchmark: HELM's output folder, of this process alone: links to the data and, by suite, all that HELM writes.
         tokenizer: the model's, of transformers: prompts are cut to the context by it.
-        context: of the model, in tokens: prompt and answer together.
+        context: of the model, in tokens: prompt and answer together; None: of any length.
         shots: solved rows in a prompt, at most; HELM's default is 5.
         instances: evaluated rows a part, at most.
     """
 
-    def __init__(self, data: Path, benchmark: Path, tokenizer: Any, context: int, shots: int = 5, instances: int = 100):
+    def __init__(
+        self, data: Path, benchmark: Path, tokenizer: Any, context: int | None, shots: int = 5, instances: int = 100
+    ):
         self.data, self.benchmark, self.tokenizer = data, benchmark, tokenizer
-        self.context = context - tokenizer.num_special_tokens_to_add()  # HELM counts without them
+        # HELM counts without the tokens that begin or end a text
+        self.context = None if context is None else context - tokenizer.num_special_tokens_to_add()
         self.shots, self.instances = shots, instances
 
     def exams(self, task: str, parts: Sequence[str] = ()) -> list[Exam]:
@@ -102,7 +105,7 @@ class HelmSuite:
         with quietly():
             spec = known.run_spec(part)
             deployment = register_deployment(self.context)
-        if spec.adapter_spec.max_tokens >= self.context:  # HELM would cut prompts for ever
+        if self.context is not None and spec.adapter_spec.max_tokens >= self.context:  # HELM would cut prompts for ever
             raise UserError(
                 "the context is too short for an answer of this task", key=f"tasks.names, {task}", found=self.context,
                 expected=f"more than {spec.adapter_spec.max_tokens} tokens",
