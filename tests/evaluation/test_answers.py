@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from twin_merging.evaluation.answers import METRICS, exact_match, final_number_exact_match, grade, quasi_exact_match
-from twin_merging.evaluation.exams import Exam, Question
+from twin_merging.evaluation.exams import Exam, Marks, Question, task_interval
 from twin_merging.tasks.generation import Request
 
 
@@ -78,3 +78,14 @@ def test_scores_are_means_of_what_counts():
     exam = Exam("bbq", "", "test", ("bbq_accuracy",), tuple(question(letter="A") for _ in range(4)))
     assert grade(exam, ["A", "B", "", "A"]).scores["bbq_accuracy"] == pytest.approx(2 / 3)
     assert grade(exam, [""] * 4).scores["bbq_accuracy"] == 0
+
+
+def test_intervals_hold_the_mean_and_narrow_with_rows():
+    def marks(values: list) -> Marks:
+        return Marks({}, {"metric": tuple(values)})
+
+    low, high = task_interval([marks([1.0, 0.0, None]), marks([1.0, 1.0])], "metric")
+    assert (low, high) == pytest.approx((0.3006, 0.9544), abs=1e-3)  # Wilson's, of 3 out of 4
+    few = task_interval([marks([0.1, 0.5, 0.3])], "metric")
+    many = task_interval([marks([0.1, 0.5, 0.3] * 50)], "metric")
+    assert few[0] < many[0] < 0.3 < many[1] < few[1]

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from twin_merging.errors import UserError
 from twin_merging.evaluation.helm.suite import HelmSuite
-from twin_merging.tasks.generative import learning_rows
+from twin_merging.tasks.generative import learning_identity, learning_rows
 
 
 def write(path: Path, content: str) -> Path:
@@ -165,6 +165,20 @@ def test_dolly_asks_like_helm_and_no_question_of_mmlus_test(tmp_path: Path):
     learned = learning_rows("dolly", (), data, tmp_path / "helm")
     texts = {example.prompt: example.completion for example in learned.train + learned.validation}
     assert texts == {"Passage: It is I.\nQuestion: Who is it?\nAnswer:": " I", "Question: Say yes\nAnswer:": " yes"}
+
+
+def test_identity_changes_with_every_file_that_matters(tmp_path: Path):
+    data = tmp_path / "data"
+    for subject in ("virology", "nutrition"):
+        write_mmlu(data, subject, {"dev": ["a"], "val": ["b"], "test": ["c"]})
+    dolly = write(data / "generative/dolly/dolly_sample.jsonl", "{}")
+    first = learning_identity("mmlu", ("virology",), data), learning_identity("dolly", (), data)
+    dolly.write_text('{"a": 1}')
+    assert learning_identity("mmlu", ("virology",), data) == first[0]
+    assert learning_identity("dolly", (), data) != first[1]
+    write_mmlu(data, "nutrition", {"dev": ["a"], "val": ["b"], "test": ["other"]})  # its test questions are left out
+    assert learning_identity("mmlu", ("virology",), data) != first[0]
+    assert learning_identity("mmlu", ("nutrition",), data) != learning_identity("mmlu", ("virology",), data)
 
 
 def test_what_is_missing_is_named(tmp_path: Path):

@@ -7,6 +7,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
+from twin_merging.evaluation.metrics import accuracy, confidence_interval
 from twin_merging.tasks.generation import Request
 
 
@@ -84,3 +87,14 @@ def answer_all(exams: Sequence[Exam], complete: Callable[[Sequence[Request]], li
 def task_score(marks: Sequence[Marks], metric: str) -> float:
     """The mean of a metric over a task's parts, each of equal weight (HELM's mean over subjects)."""
     return sum(each.scores[metric] for each in marks) / len(marks)
+
+
+def task_interval(marks: Sequence[Marks], metric: str) -> tuple[float, float]:
+    """95 % interval of a metric over the sampling of a task's rows, all parts together.
+
+    Wilson's where every mark is right or wrong, otherwise the percentiles of a bootstrap.
+    """
+    values = [value for each in marks for value in each.items[metric] if value is not None]
+    if set(values) <= {0.0, 1.0}:
+        return confidence_interval(accuracy, values, [1.0] * len(values))
+    return confidence_interval(lambda given, _: float(np.mean(given)), values, values)

@@ -95,6 +95,20 @@ def learning_rows(source: str, parts: Sequence[str], data: Path, benchmark: Path
     return LearningRows(train, validation, provenance)
 
 
+def learning_identity(source: str, parts: Sequence[str], data: Path) -> dict[str, Any]:
+    """What determines ``learning_rows``, its seed aside: the parts, and the files of all parts, as none may be learned from
+    whose test asks the same.
+
+    Raises:
+        UserError: for an unknown source or a missing file.
+    """
+    from twin_merging.evaluation.helm.files import identity
+
+    dolly = {DOLLY: sha256_of(_dolly_file(data))} if source == DOLLY else {}
+    rows = identity("mmlu" if source == DOLLY else source, (), data)
+    return {"source": source, "parts": list(parts), "reader": 1, "dolly": dolly, "rows": rows}
+
+
 def _cut(rows: list[tuple[str, Example]], seed: str) -> tuple[list[Example], list[Example]]:
     """Whole groups to validation, in an order that depends on seed and content alone; repeats are dropped."""
 

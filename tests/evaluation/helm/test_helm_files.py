@@ -13,7 +13,7 @@ import pytest
 from answering_models import byte_tokenizer
 
 from twin_merging.errors import UserError
-from twin_merging.evaluation.helm.files import check_plain, known_parts, source_files
+from twin_merging.evaluation.helm.files import check_plain, identity, known_parts, source_files
 from twin_merging.evaluation.helm.suite import HelmSuite
 
 SUMMARY = {"article": "One two three. Four five six.", "highlights": "One two.", "id": "0"}
@@ -60,7 +60,8 @@ def test_tiny_files_are_enough_and_nothing_is_fetched(tmp_path: Path, monkeypatc
     (mmlu,) = suite.exams("mmlu")
     assert mmlu.part == "virology"
     assert suite.judge(mmlu, ["B"], "own").scores == {"exact_match": 1.0, "quasi_exact_match": 1.0}
-    (bbq,) = suite.exams("bbq", ("Age",))
+    (bbq,) = suite.exams("bbq")
+    assert bbq.part == "Age"
     assert suite.judge(bbq, ["C"], "own").scores["bbq_accuracy"] == 1.0
     (xsum,) = suite.exams("xsum")
     assert xsum.questions[0].request.max_new_tokens == 64
@@ -127,6 +128,18 @@ def test_a_pickle_with_more_than_plain_data_is_refused_unrun(tmp_path: Path):
     path.write_bytes(b"no pickle")
     with pytest.raises(UserError, match="refused"):
         check_plain(path)
+
+
+def test_identity_is_of_the_content(tmp_path: Path):
+    data, copy = tmp_path / "data", tmp_path / "copy"
+    path = write_mmlu(data)
+    write_mmlu(copy)
+    write_mmlu(data, "nutrition")
+    first = identity("mmlu", ("virology",), data)
+    assert first == identity("mmlu", (), copy)
+    assert list(identity("mmlu", (), data)["files"]) == ["nutrition", "virology"]
+    path.write_text("Who?,one,two,three,four,B\n")
+    assert identity("mmlu", ("virology",), data) != first
 
 
 def test_changed_data_is_read_anew(tmp_path: Path):

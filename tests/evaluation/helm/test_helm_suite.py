@@ -239,5 +239,9 @@ def test_files_that_changed_since_the_exam_are_refused(suite: HelmSuite):
     exam = few.exams("truthful_qa")[0]
     altered = replace(exam.questions[0].request, prompt="something else")
     changed = replace(exam, questions=(replace(exam.questions[0], request=altered), *exam.questions[1:]))
-    with pytest.raises(UserError, match="files have changed"):
+    with pytest.raises(UserError, match="HELM asks what was not in the exam"):
         few.judge(changed, ["A"] * 6, "changed")
+    with pytest.raises(UserError, match="HELM asks what was not in the exam"):
+        small(suite, shots=4).judge(exam, ["A"] * 6, "changed")
+    with pytest.raises(UserError, match="1 questions fewer"):
+        small(suite, instances=5).judge(exam, ["A"] * 6, "changed")

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from twin_merging.checksums import sha256_of
 from twin_merging.errors import UserError, nearest, unknown
 from twin_merging.evaluation.helm.tasks import TASKS, HelmTask
 
@@ -28,14 +33,34 @@ def known_parts(task: str, data: Path) -> tuple[str, ...]:
     Raises:
         UserError: for an unknown task, or if there is none.
     """
-    pattern = find_task(task).parts
-    if pattern is None:
+    named = find_task(task).parts
+    if named is None:
         return ("",)
-    glob, ending = pattern
-    parts = tuple(sorted(path.name.removesuffix(ending) for path in (data / FOLDER / task).glob(glob)))
+    parts = _named_parts(task, data)
     if not parts:
-        raise UserError("no files of this task", key="paths.data", found=data, expected=f"{FOLDER}/{task}/{glob}")
+        folder, pattern = named
+        expected = f"{FOLDER}/{task}/{folder}/ with files named {pattern}"
+        raise UserError("no files of this task", key="paths.data", found=data, expected=expected)
     return parts
+
+
+def _named_parts(task: str, data: Path) -> tuple[str, ...]:
+    folder, pattern = find_task(task).parts or ("", "")
+    names = (re.fullmatch(pattern, path.name) for path in (data / FOLDER / task / folder).glob("*"))
+    return tuple(sorted({name[1] for name in names if name}))
+
+
+def identity(task: str, parts: Sequence[str], data: Path) -> dict[str, Any]:
+    """What determines the rows of these parts: the SHA-256 of each file, and HELM's version, which reads and words them.
+
+    Raises:
+        UserError: as ``known_parts`` and ``source_files``.
+    """
+    chosen = parts or known_parts(task, data)
+    files = {
+        part: {target: sha256_of(path) for target, path in source_files(task, part, data).items()} for part in chosen
+    }
+    return {"source": "helm", "task": task, "reader": 1, "helm": version("crfm-helm"), "files": files}
 
 
 def source_files(task: str, part: str, data: Path) -> dict[str, Path]:
@@ -91,8 +116,7 @@ class _Plain(pickle.Unpickler):
 
 def _missing(task: str, part: str, folder: Path, candidates: tuple[str, ...], data: Path) -> UserError:
     named = f"{task} {part}".strip()
-    pattern = find_task(task).parts
-    close = nearest(part, known_parts(task, data)) if pattern and any(folder.glob(pattern[0])) else None
+    close = nearest(part, _named_parts(task, data)) if part else None
     return UserError(
         f"a file of {named} is missing", key="paths.data", found=data, expected=str(folder / candidates[0]), nearest=close,
         hint="nothing is downloaded: put the file there, in the layout that HELM reads",

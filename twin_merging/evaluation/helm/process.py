@@ -116,14 +116,21 @@ def answering(answers: Iterable[tuple[str, str]]) -> Any:
     class Answering(Client):
         def make_request(self, request: Request) -> RequestResult:
             if not waiting[request.prompt]:
-                raise UserError(
-                    "HELM asks what was not in the exam: its files have changed since the exam was made",
-                    key="paths.data", found=request.prompt[-80:],
-                )  # fmt: skip
+                raise changed_since("HELM asks what was not in the exam", request.prompt[-80:])
             output = GeneratedOutput(text=waiting[request.prompt].popleft(), logprob=0.0, tokens=[])
             return RequestResult(success=True, embedding=[], completions=[output], cached=False, request_time=0.0)
 
+        def left(self) -> int:
+            """Answers that HELM has not asked for."""
+            return sum(map(len, waiting.values()))
+
     return Answering()
+
+
+def changed_since(what: str, found: object) -> UserError:
+    """The error where HELM's requests and the exam's questions are not the same."""
+    hint = "the files or the settings have changed since the exam was made"
+    return UserError(what, key="paths.data", found=found, expected="the exam's questions", hint=hint)
 
 
 def _live_tokenizer(tokenizer: Any) -> Any:

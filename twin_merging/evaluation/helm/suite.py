@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 from twin_merging.errors import UserError
 from twin_merging.evaluation.exams import Exam, Marks, Question
 from twin_merging.evaluation.helm.files import find_task, known_parts, lay_out
-from twin_merging.evaluation.helm.process import answering, make_runner, quietly, record, register_deployment
+from twin_merging.evaluation.helm.process import (
+    answering,
+    changed_since,
+    make_runner,
+    quietly,
+    record,
+    register_deployment,
+)
 from twin_merging.evaluation.helm.rows import unreadable
 from twin_merging.tasks.generation import Request
 
@@ -63,7 +70,7 @@ class HelmSuite:
             suite: names the folder of HELM's files in ``benchmark``/runs: another one for another model.
 
         Raises:
-            UserError: if the files have changed since the exam was made.
+            UserError: if the files or the settings have changed since the exam was made.
         """
         spec = self._run_spec(exam.task, exam.part)
         prompts = [question.request.prompt for question in exam.questions]
@@ -77,6 +84,8 @@ class HelmSuite:
                 runner.run_one(spec)
             except ExecutorError as error:  # HELM's wrapping of what the client raised
                 raise error.__cause__ or error from None
+        if client.left():
+            raise changed_since("HELM does not ask all that was in the exam", f"{client.left()} questions fewer")
         return read_marks(self.benchmark / "runs" / suite / spec.name, exam)
 
     def _exam(self, task: str, part: str) -> Exam:

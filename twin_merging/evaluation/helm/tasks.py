@@ -24,8 +24,7 @@ class HelmTask:
         metrics: the scores that are read, the main one first.
         run_spec: part -> HELM's run spec.
         files: part -> where HELM looks for a file -> where it may lie in the task's own folder, the first that exists.
-        parts: a shell pattern of the files whose names say which parts there are, and what follows the part in it;
-            None for a task without parts.
+        parts: a folder, and the names of its files as a pattern with the part as its group; None: it has no parts.
     """
 
     scenario: str
@@ -93,14 +92,14 @@ def _one_file(path: str) -> Callable[[str], dict[str, tuple[str, ...]]]:
 
 
 TASKS = {
-    "mmlu": HelmTask("mmlu", "test", CHOICE_METRICS, _mmlu, _mmlu_files, ("data/test/*_test.csv", "_test.csv")),
+    "mmlu": HelmTask("mmlu", "test", CHOICE_METRICS, _mmlu, _mmlu_files, ("data/test", r"(.+)_test\.csv")),
     "truthful_qa": HelmTask(
         "truthful_qa", "valid", CHOICE_METRICS, _truthful_qa, _one_file("data/TruthfulQA.csv")
     ),
     # exact match first, as in the paper: bbq_accuracy leaves out empty answers, so that silence is no mistake
     "bbq": HelmTask(
         "bbq", "test", (*CHOICE_METRICS, "bbq_accuracy"), _bbq,
-        lambda category: {f"data/{category}": (f"data/{category}.jsonl", f"data/{category}")}, ("data/*.jsonl", ".jsonl"),
+        lambda category: {f"data/{category}": (f"data/{category}.jsonl", f"data/{category}")}, ("data", r"(\w+)(?:\.jsonl)?"),
     ),
     "cnn_dm": HelmTask(
         "summarization", "test", ROUGE_METRICS, _summaries("summarization_cnndm", "cnn-dm", 3, 128),
