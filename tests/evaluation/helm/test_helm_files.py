@@ -60,6 +60,8 @@ def test_tiny_files_are_enough_and_nothing_is_fetched(tmp_path: Path, monkeypatc
     (mmlu,) = suite.exams("mmlu")
     assert mmlu.part == "virology"
     assert suite.judge(mmlu, ["B"], "own").scores == {"exact_match": 1.0, "quasi_exact_match": 1.0}
+    elsewhere = HelmSuite(data, tmp_path / "of another process", suite.tokenizer, context=5000, instances=3)
+    assert elsewhere.judge(mmlu, ["A"], "own").scores["exact_match"] == 0.0
     (bbq,) = suite.exams("bbq")
     assert bbq.part == "Age"
     assert suite.judge(bbq, ["C"], "own").scores["bbq_accuracy"] == 1.0

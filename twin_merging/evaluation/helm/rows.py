@@ -48,14 +48,19 @@ def read_rows(task: str, part: str, data: Path, benchmark: Path) -> list[Row]:
     lay_out(task, part, data, benchmark)
     group = _groups(task, part, data)
     with quietly():
-        instances = _instances(task, part, benchmark)
+        instances = read_instances(task, part, benchmark)
         adapter = _adapter(task, part)
         return [
             Row(str(instance.split), group(instance.input.text), _example(adapter, instance)) for instance in instances
         ]
 
 
-def _instances(task: str, part: str, benchmark: Path) -> list[Instance]:
+def read_instances(task: str, part: str, benchmark: Path) -> list[Instance]:
+    """All rows as HELM holds them, out of files that are laid out already.
+
+    Raises:
+        UserError: for rows that HELM cannot read.
+    """
     from helm.benchmark.scenarios.scenario import create_scenario, get_scenario_cache_path
 
     spec = find_task(task).run_spec(part).scenario_spec
@@ -65,11 +70,10 @@ def _instances(task: str, part: str, benchmark: Path) -> list[Instance]:
     try:
         return scenario.get_instances(get_scenario_cache_path(str(benchmark), scenario.name))
     except (KeyError, IndexError, TypeError, ValueError) as error:  # what a row of another form leads to
-        raise unreadable(task, part, error) from error
+        raise _unreadable(task, part, error) from error
 
 
-def unreadable(task: str, part: str, error: Exception) -> UserError:
-    """The error for rows that HELM stumbled over."""
+def _unreadable(task: str, part: str, error: Exception) -> UserError:
     return UserError(
         "HELM cannot read the rows", key=f"paths.data, {task} {part}".rstrip(), found=f"{type(error).__name__}: {error}",
         expected="the columns of the original files", hint=f"see {', '.join(find_task(task).files(part))}",
@@ -118,7 +122,7 @@ def _bbq_contexts(path: Path, category: str) -> dict[str, str]:
             for row in rows:
                 groups[row["context"]] = letters(shared)
     except (KeyError, TypeError, ValueError) as error:
-        raise unreadable("bbq", category, error) from error
+        raise _unreadable("bbq", category, error) from error
     return groups
 
 

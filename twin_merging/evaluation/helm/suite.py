@@ -20,7 +20,7 @@ from twin_merging.evaluation.helm.process import (
     record,
     register_deployment,
 )
-from twin_merging.evaluation.helm.rows import unreadable
+from twin_merging.evaluation.helm.rows import read_instances
 from twin_merging.tasks.generation import Request
 
 if TYPE_CHECKING:
@@ -70,8 +70,9 @@ class HelmSuite:
             suite: names the folder of HELM's files in ``benchmark``/runs: another one for another model.
 
         Raises:
-            UserError: if the files or the settings have changed since the exam was made.
+            UserError: if a file is missing, or the files or the settings have changed since the exam was made.
         """
+        lay_out(exam.task, exam.part, self.data, self.benchmark)  # the exam may be of another process
         spec = self._run_spec(exam.task, exam.part)
         prompts = [question.request.prompt for question in exam.questions]
         with quietly():
@@ -93,12 +94,10 @@ class HelmSuite:
         lay_out(task, part, self.data, self.benchmark)
         spec = replace(self._run_spec(task, part), metric_specs=[])
         with quietly():
+            read_instances(task, part, self.benchmark)  # says what is wrong with the rows, if anything is
             runner = make_runner(self.benchmark, "questions", self.tokenizer)
             recorded = record(runner)
-            try:
-                runner.run_one(spec)
-            except (KeyError, IndexError, TypeError, ValueError) as error:  # what a row of another form leads to
-                raise unreadable(task, part, error) from error
+            runner.run_one(spec)
         questions = tuple(_question(state, task) for state in recorded.state.request_states)
         if not questions:
             raise UserError(
