@@ -14,15 +14,16 @@ from typing import IO
 from twin_merging.errors import UserError
 
 
-def read(archive: IO[bytes], pattern: str) -> dict[str, bytes]:
-    """Contents of the regular members whose name matches the shell ``pattern``, in the archive's order.
+def read(archive: IO[bytes], *patterns: str) -> dict[str, bytes]:
+    """Contents of the regular members whose name matches one of the shell ``patterns``, in the archive's order.
 
     Raises:
         UserError: if none matches, or a matching member is a link, or its name leaves the archive.
     """
-    contents = {name: stream.read() for name, stream in _members(archive, lambda name: fnmatchcase(name, pattern))}
+    wanted = _members(archive, lambda name: any(fnmatchcase(name, pattern) for pattern in patterns))
+    contents = {name: stream.read() for name, stream in wanted}
     if not contents:
-        raise UserError("no member of the archive has such a name", found=pattern)
+        raise UserError("no member of the archive has such a name", found=", ".join(patterns))
     return contents
 
 

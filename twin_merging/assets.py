@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -114,14 +114,30 @@ def archive(name: str, folder: Path) -> Path:
     return _verified_archive(name, folder)
 
 
-def read_members(name: str, folder: Path, pattern: str) -> dict[str, bytes]:
-    """Contents of the archive members whose name matches the shell ``pattern``.
+def read_members(name: str, folder: Path, *patterns: str) -> dict[str, bytes]:
+    """Contents of the archive members whose name matches one of the shell ``patterns``.
 
     Raises:
         UserError: as ``archive``, or if no member matches.
     """
     with archive(name, folder).open("rb") as file:
-        return archives.read(file, pattern)
+        return archives.read(file, *patterns)
+
+
+def derived_folder(name: str, folder: Path, kind: str, make: Callable[[Path], None]) -> Path:
+    """The folder ``kind``-HASH, which ``make`` writes from the asset once and which appears when it is complete.
+
+    Raises:
+        UserError: as ``archive``, or if it cannot be written.
+    """
+    place = folder / f"{kind}-{identity(name)[:12]}"
+    if not place.exists():
+        archive(name, folder)  # before the lock, which fetching takes too
+        with _building(folder, name) as temporary:
+            if not place.exists():
+                make(temporary / kind)
+                (temporary / kind).rename(place)
+    return place
 
 
 def model_folder(name: str, folder: Path) -> Path:
