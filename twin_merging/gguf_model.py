@@ -25,16 +25,16 @@ def convert(file: Path, folder: Path) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    given = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     try:
-        read = AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**given)
+        read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise UserError(f"no GGUF model that can be read ({error})", key=str(file)) from error
     config = read.config
     del config.quantization_config  # with which transformers saves nothing
-    model = type(read)(config).to(torch.bfloat16)
+    model = type(read)(config)
     model.load_state_dict(read.state_dict())
+    model.bfloat16()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -20,6 +20,23 @@ class SequenceClassifier:
 
 
 @dataclass
+class CausalLM:
+    """A language model of the Hugging Face hub, of a folder or of the offline assets. All of it merges."""
+
+    name: str = "causal_lm"
+    pretrained: str = option("???", "asset:NAME, a folder, or a hub name")
+    revision: str | None = option(None, "hub commit, branch or tag; a commit pins the weights")
+    context: int | None = option(None, "tokens of a prompt and its answer, at most; null: the model's own", low=2)
+    dtype: str = option(
+        "float32", "of the weights; auto: as they were saved", choices=("float32", "bfloat16", "float16", "auto")
+    )
+    device_map: str | None = option(None, "auto spreads a model that answers over devices; null: device", choices=(
+        None, "auto", "balanced", "balanced_low_0", "sequential"
+    ))  # fmt: skip
+    trust_remote_code: bool = option(False, "run modelling code that comes with the weights")
+
+
+@dataclass
 class Rows:
     """Rows of each split, at most; null takes all there are. What a source does not split itself is split by seed."""
 
@@ -100,6 +117,7 @@ class Parameters:
 backbones.add(
     "sequence_classifier", SequenceClassifier, "twin_merging.backbones.sequence_classifier:SequenceClassifierBackbone"
 )
+backbones.add("causal_lm", CausalLM, "twin_merging.backbones.causal_lm:CausalLMBackbone")
 task_sources.add("offline_text", Tasks, "twin_merging.tasks.offline_text:OfflineText")
 task_sources.add("glue", Tasks, "twin_merging.tasks.glue:Glue")
 task_sources.add("local_text", Tasks, "twin_merging.tasks.local_text:LocalText")

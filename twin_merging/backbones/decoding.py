@@ -1,0 +1,110 @@
+"""Text generation of a batch whose rows end at different times and by different rules."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twin_merging.tasks.generation import Request
+
+
+class Row:
+    """One request as it is answered.
+
+    Args:
+        request: what is asked for.
+        tokenizer: which makes text of tokens.
+        ends: the tokens that end any answer.
+        seed: of sampling. The same prompt under the same seed is answered alike in whichever batch it is.
+    """
+
+    def __init__(self, request: Request, tokenizer: Any, ends: Collection[int], seed: int):
+        self.request, self.tokenizer, self.ends = request, tokenizer, ends
+        self.ids: list[int] = []
+        self.done = False
+        if request.temperature > 0:
+            digest = hashlib.sha256(f"{seed} {request.prompt}".encode()).digest()
+            self.chance = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+    def choose(self, logits: Tensor) -> int:
+        """The next token, from logits (vocabulary) in float32."""
+        if self.request.temperature <= 0:
+            return int(logits.argmax())
+        shares = torch.softmax(logits.cpu() / self.request.temperature, 0)
+        return int(torch.multinomial(shares, 1, generator=self.chance))
+
+    def add(self, token: int) -> None:
+        """Go on with a token, after which the answer may be done."""
+        if token in self.ends:
+            self.done = True
+            return
+        self.ids.append(token)
+        stopped = bool(self.request.stop) and len(self.text()) < len(self._whole())
+        self.done = stopped or len(self.ids) >= self.request.max_new_tokens
+
+    def text(self) -> str:
+        """The answer so far, up to where the first of its stops begins."""
+        whole = self._whole()
+        return whole[: min((place for stop in self.request.stop if (place := whole.find(stop)) >= 0), default=None)]
+
+    def _whole(self) -> str:
+        return self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+class Decoding:
+    """How transformers' ``generate`` decodes a batch (its ``custom_generate``): each row by its own rules.
+
+    Only what a ``Request`` says holds: a model's own sampling settings (top-p, repetition penalty) do not.
+
+    Rows that are done leave the batch once they are half of it. So at most half of the work is for nothing, and a batch is
+    made anew at most log₂ B times, which costs a copy of its cache and, of a merged model, what is kept for its weights.
+
+    Args:
+        rows: of the batch, in its order.
+        leave: is told which of the rows that were still there stay.
+        finished: is told how many rows are newly done.
+    """
+
+    def __init__(self, rows: Sequence[Row], leave: Callable[[Tensor], None], finished: Callable[[int], None]):
+        self.rows, self.leave, self.finished = list(rows), leave, finished
+
+    def __call__(self, model: Any, input_ids: Tensor, **given: Any) -> Tensor:
+        """Answer all rows; the answers are in them."""
+        state = {name: value for name, value in given.items() if name not in UNUSED}
+        running, asked = self.rows, model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **state)
+        while True:
+            outputs = model(**asked, return_dict=True)
+            state = model._update_model_kwargs_for_generation(outputs, state)
+            logits = outputs.logits[:, -1].float()
+            tokens = [row.choose(scores) for row, scores in zip(running, logits, strict=True)]
+            input_ids = torch.cat([input_ids, torch.tensor(tokens, device=input_ids.device).unsqueeze(1)], 1)
+            open_before = [not row.done for row in running]
+            for row, token, is_open in zip(running, tokens, open_before, strict=True):
+                if is_open:
+                    row.add(token)
+            self.finished(sum(open_before) - sum(not row.done for row in running))
+            left = [number for number, row in enumerate(running) if not row.done]
+            if not left:
+                return input_ids
+            if 2 * len(left) <= len(running):
+                stay = torch.tensor(left, device=input_ids.device)
+                running, input_ids = [running[number] for number in left], input_ids[stay]
+                state = {name: _of_rows(value, stay) for name, value in state.items()}
+                self.leave(stay)
+            asked = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **state)
+
+
+UNUSED = ("logits_processor", "stopping_criteria", "generation_config")
+
+
+def _of_rows(value: Any, rows: Tensor) -> Any:
+    """What ``generate`` keeps between steps, of some rows."""
+    if isinstance(value, Tensor) and value.dim() > 1:
+        return value[rows]
+    if hasattr(value, "batch_select_indices"):  # the cache of keys and values, which changes in place
+        value.batch_select_indices(rows)
+    return value
