@@ -134,7 +134,7 @@ def test_tokens_are_drawn_by_their_probability(folders):
     counts: dict[str, int] = {}
     for seed in range(rows):
         row = Row(Request("a", 1, temperature=1.5), backbone.tokenizer, set(), seed)
-        token = row.choose(torch.log(shares) * 1.5)
+        token = row.draw(torch.log(shares) * 1.5)
         counts[token] = counts.get(token, 0) + 1
     top = int(shares.argmax())
     expected = float(shares[top])

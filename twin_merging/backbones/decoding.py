@@ -30,11 +30,9 @@ class Row:
             digest = hashlib.sha256(f"{seed} {request.prompt}".encode()).digest()
             self.chance = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
-    def choose(self, logits: Tensor) -> int:
-        """The next token, from logits (vocabulary) in float32."""
-        if self.request.temperature <= 0:
-            return int(logits.argmax())
-        shares = torch.softmax(logits.cpu() / self.request.temperature, 0)
+    def draw(self, logits: Tensor) -> int:
+        """A token drawn by its probability, from logits (vocabulary)."""
+        shares = torch.softmax(logits.float().cpu() / self.request.temperature, 0)
         return int(torch.multinomial(shares, 1, generator=self.chance))
 
     def add(self, token: int) -> None:
@@ -79,8 +77,11 @@ class Decoding:
         while True:
             outputs = model(**asked, return_dict=True)
             state = model._update_model_kwargs_for_generation(outputs, state)
-            logits = outputs.logits[:, -1].float()
-            tokens = [row.choose(scores) for row, scores in zip(running, logits, strict=True)]
+            logits = outputs.logits[:, -1]
+            tokens = logits.argmax(-1).tolist()
+            for number, row in enumerate(running):
+                if row.request.temperature > 0:
+                    tokens[number] = row.draw(logits[number])
             input_ids = torch.cat([input_ids, torch.tensor(tokens, device=input_ids.device).unsqueeze(1)], 1)
             open_before = [not row.done for row in running]
             for row, token, is_open in zip(running, tokens, open_before, strict=True):
