@@ -54,7 +54,7 @@ def loss_of(model, backbone: CausalLMBackbone, rows: list[Example]) -> float:
     """Nats a token of the completions and their ends, row by row."""
     total, count = 0.0, 0
     for row in rows:
-        prompt = backbone.tokenizer(row.prompt)["input_ids"]
+        (prompt,) = backbone.tokenize([row.prompt])
         answer = [*backbone.tokenizer(row.completion)["input_ids"], backbone.tokenizer.eos_token_id]
         logits = model.eval()(torch.tensor([prompt + answer])).logits[0].double()
         scores = functional.log_softmax(logits[len(prompt) - 1 : -1], -1)
@@ -67,9 +67,31 @@ def test_only_completions_have_labels(backbone):
     (row,) = labelled(backbone, [Example("ab", "cde")], 20)
     ids = backbone.tokenizer("abcde")["input_ids"]
     assert row == {"input_ids": [*ids, 0], "labels": [-100, -100, *ids[2:], 0]}
-    batch = padded([row, *labelled(backbone, [Example("a", "")], 20)])
+    rows = [row, *labelled(backbone, [Example("a", "")], 20)]
+    batch = padded(rows, trimmed=False)
     assert batch["attention_mask"].tolist() == [[1] * 6, [1, 1, 0, 0, 0, 0]]
     assert batch["labels"][1].tolist() == [-100, 0, -100, -100, -100, -100]  # the end is learnt, padding by it is not
+    batch = padded(rows)
+    assert batch["attention_mask"].tolist() == [[1] * 6, [0, 0, 0, 0, 1, 1]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5], [0, 0, 0, 0, 0, 1]]
+    assert batch["labels"].tolist() == [[-100, *ids[2:], 0], [-100, -100, -100, -100, 0]]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("trimmed", [True, False])
+def test_the_loss_is_of_the_labels_alone(tmp_path, kind, trimmed):
+    own = backbone_of(save_language(tmp_path / kind, kind))
+    model, rows = own.load(), labelled(own, [*TRAIN[:5], Example("abcdefgh", ""), Example("", "ab")], 64)
+    batch = padded(rows, trimmed)
+    with torch.no_grad():
+        found = model(**batch)
+    assert found.loss.item() == pytest.approx(
+        loss_of(model, own, [*TRAIN[:5], Example("abcdefgh", ""), Example("", "ab")]), rel=1e-5
+    )
+    assert found.logits.shape[1] == (batch["logits_to_keep"] if trimmed else batch["input_ids"].shape[1])
+    each = completions.losses(found.logits, batch["labels"])
+    assert each[:, 1].tolist() == [sum(label >= 0 for label in row["labels"]) for row in rows]
+    assert float(each[:, 0].sum() / each[:, 1].sum()) == pytest.approx(found.loss.item(), rel=1e-5)
 
 
 def test_a_long_row_loses_the_beginning_of_its_prompt(backbone, caplog):
@@ -92,14 +114,17 @@ def test_the_score_is_of_all_tokens_alike_and_the_best_epoch_is_kept(backbone, t
     tokens = sum(len(row.prompt) + len(row.completion) + 1 for row in TRAIN)  # a byte is a token here
     assert history["train_tokens"] == 2 * tokens
     assert model.config.use_cache
+    assert model.config._attn_implementation == backbone.load().config._attn_implementation != "eager"
 
 
-def test_an_epoch_that_forgets_is_not_kept(backbone, tmp_path):
+def test_an_epoch_that_is_worse_on_validation_rows_is_not_kept(backbone, tmp_path):
+    other = [Example(row.prompt, "zyzyzyzy") for row in HELD_OUT]  # the more is learnt, the less of this
     model = backbone.load(training=True)
-    wild = CausalFineTuning(epochs=3, lr=0.3, batch_size=8, warmup=0.9, scheduler="constant_with_warmup")
-    choice = train_completions(backbone, model, "next", TRAIN, HELD_OUT, wild, 0, tmp_path)["choice"]
-    assert choice["chosen"] < 3
-    assert loss_of(model, backbone, HELD_OUT) == pytest.approx(-max(choice["scores"].values()), rel=1e-4)
+    options = CausalFineTuning(epochs=4, lr=1e-2, batch_size=8, scheduler="constant_with_warmup")
+    choice = train_completions(backbone, model, "next", TRAIN, other, options, 0, tmp_path)["choice"]
+    assert choice["chosen"] < 4
+    assert choice["scores"]["4"] < max(choice["scores"].values()) - 0.1
+    assert loss_of(model, backbone, other) == pytest.approx(-max(choice["scores"].values()), rel=1e-4)
 
 
 def test_micro_batches_add_up_to_the_batch(backbone, tmp_path):
@@ -194,7 +219,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(backbone, tmp_path,
     assert list((tmp_path / "killed.part").glob("checkpoint-*/complete"))
     assert not (tmp_path / "killed").exists()
     steps: list[int] = []
-    monkeypatch.setattr(completions, "padded", lambda rows: steps.append(len(rows)) or padded(rows))
+    monkeypatch.setattr(completions, "padded", lambda rows, **given: steps.append(len(rows)) or padded(rows, **given))
     for name, tensor in run("killed").items():
         torch.testing.assert_close(tensor, whole[name], rtol=0, atol=1e-6)
     epochs = LORA.epochs if kind == "lora" else FULL.epochs

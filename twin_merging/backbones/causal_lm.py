@@ -131,7 +131,7 @@ class CausalLMBackbone:
         ids = self.tokenize([request.prompt for request in requests])
         self._check_lengths(requests, ids)
         order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
-        body: Any = _language_model(model).base_model
+        body: Any = language_model(model).base_model
         parts: list[Tensor] = []
         with progress(label, len(ids), "rows") as bar, self._answering(model):
             for start in range(0, len(order), batch_size):
@@ -148,7 +148,7 @@ class CausalLMBackbone:
         return torch.cat(parts)[torch.tensor(order).argsort()]
 
     def _decode(self, model: Any, rows: list[Row], ids: list[list[int]], weights: Tensor | None, bar: Progress) -> None:
-        inputs = self._pad(ids, "left", _language_model(model).device)
+        inputs = self._pad(ids, "left", language_model(model).device)
         routed: dict[str, Tensor] = {}
         if weights is None and getattr(model, "router", None) is not None:
             weights = model.route(**inputs)
@@ -185,7 +185,7 @@ class CausalLMBackbone:
 
     def _ends(self, model: Any) -> set[int]:
         """The tokens that end a text: what the tokenizer says, and the model's generation settings."""
-        settings = getattr(_language_model(model), "generation_config", None)
+        settings = getattr(language_model(model), "generation_config", None)
         own = getattr(settings, "eos_token_id", None)
         named = own if isinstance(own, (list, tuple)) else [own]
         return {int(token) for token in (*named, self.tokenizer.eos_token_id) if token is not None}
@@ -202,13 +202,13 @@ class CausalLMBackbone:
             model.train(training)
 
 
-def _language_model(model: Any) -> PreTrainedModel:
+def _last(states: Tensor, mask: Tensor) -> Tensor:
+    """The states (rows, d) of each row's last real token."""
+    return states[torch.arange(len(states)), mask.sum(1) - 1].float().cpu()
+
+
+def language_model(model: Any) -> PreTrainedModel:
     """The plain model in an adapted or a merged one."""
     if isinstance(model, PreTrainedModel):
         return model
     return model.get_base_model() if hasattr(model, "get_base_model") else model.encoder
-
-
-def _last(states: Tensor, mask: Tensor) -> Tensor:
-    """The states (rows, d) of each row's last real token."""
-    return states[torch.arange(len(states)), mask.sum(1) - 1].float().cpu()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from twin_merging.backbones.causal_lm import CausalLMBackbone
+from twin_merging.backbones.causal_lm import CausalLMBackbone, language_model
 from twin_merging.config import CausalFineTuning, CausalLora
 from twin_merging.errors import UserError
 from twin_merging.evaluation.selection import record
@@ -29,6 +31,9 @@ IGNORED = -100  # the label of a token whose loss does not count
 CHECKPOINTING = {
     "use_reentrant": False
 }  # reentrant, it needs inputs with a gradient, which embeddings that rest have not
+PLAIN = (
+    512  # up to so many tokens plain attention learns faster on a CPU than the fused one, for memory that is quadratic
+)
 Row = dict[str, list[int]]
 
 
@@ -104,12 +109,17 @@ def train_completions(
         "gradient_accumulation_steps": options.batch_size // micro, "gradient_checkpointing": options.checkpointing,
         "gradient_checkpointing_kwargs": CHECKPOINTING,
     }  # fmt: skip
-    caching = model.config.use_cache
+    own = language_model(model)
+    caching, attention = own.config.use_cache, own.config._attn_implementation
+    if backbone.device.type == "cpu" and max(len(row["input_ids"]) for row in tokens) <= PLAIN:
+        own.set_attn_implementation("eager")
+    trimmed = {"logits_to_keep", "position_ids"} <= set(inspect.signature(own.forward).parameters)
     scores = fit(
         backbone, model, tokens, labelled(backbone, held_out, options.max_length), _score, options, seed, scratch, name,
-        changed, data_collator=padded, preprocess_logits_for_metrics=losses,
+        changed, data_collator=partial(padded, trimmed=trimmed), preprocess_logits_for_metrics=losses,
     )  # fmt: skip
-    model.config.use_cache = caching  # which the Trainer turns off
+    own.set_attn_implementation(attention)
+    own.config.use_cache = caching  # which the Trainer turns off
     choice = record(f"epoch of {name}", scores, VALIDATION, len(held_out), {name: fingerprint(held_out)})
     return {"choice": choice, "train_tokens": sum(len(row["input_ids"]) for row in tokens) * options.epochs}
 
@@ -133,17 +143,27 @@ def labelled(backbone: CausalLMBackbone, examples: Sequence[Example], max_length
     return rows
 
 
-def padded(rows: Sequence[Row]) -> dict[str, Tensor]:
-    """A batch, padded on the right: ids, mask and labels, (rows, tokens)."""
+def padded(rows: Sequence[Row], trimmed: bool = True) -> dict[str, Any]:
+    """A batch: ids, mask and labels, (rows, tokens).
+
+    Args:
+        trimmed: pad on the left and ask for the logits of the last tokens alone, as many as some row has labels and one
+            more, to which ``labels`` is cut. The output layer is a fifth of a small model's work. A model whose
+            ``forward`` takes neither ``logits_to_keep`` nor ``position_ids`` is given all, padded on the right.
+    """
+    side = "left" if trimmed else "right"
 
     def column(values: list[list[int]], fill: int) -> Tensor:
-        return pad_sequence([torch.tensor(each) for each in values], batch_first=True, padding_value=fill)
+        return pad_sequence([torch.tensor(each) for each in values], True, fill, padding_side=side)
 
-    ids = [row["input_ids"] for row in rows]
-    return {
-        "input_ids": column(ids, 0), "attention_mask": column([[1] * len(each) for each in ids], 0),
-        "labels": column([row["labels"] for row in rows], IGNORED),
-    }  # fmt: skip
+    ids, labels = [row["input_ids"] for row in rows], column([row["labels"] for row in rows], IGNORED)
+    mask = column([[1] * len(each) for each in ids], 0)
+    batch = {"input_ids": column(ids, 0), "attention_mask": mask, "labels": labels}
+    if not trimmed:
+        return batch
+    kept = 1 + int((labels != IGNORED).sum(1).max())  # labels are a row's last tokens
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return {**batch, "position_ids": positions, "labels": labels[:, -kept:], "logits_to_keep": kept}
 
 
 def losses(logits: Tensor, labels: Tensor) -> Tensor:
