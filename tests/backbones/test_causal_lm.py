@@ -187,6 +187,41 @@ def test_a_damaged_folder_is_one_clear_error(folders, tmp_path, damage):
     assert damage in ("cut", "tokenizer") or name in str(raised.value)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_prompts_begin_with_is_read_once(folders, kind):
+    backbone = backbone_of(folders[kind])
+    model, read = backbone.load(), []
+    examples = [
+        "one two three, four five six; seven eight, nine. ",
+        "seven eight nine. ten eleven! one two, three four. ",
+    ]
+    requests = [Request(examples[row % 2] + each.prompt, 4) for row, each in enumerate(some_requests(12))]
+    expected = [reference(model, backbone.tokenizer, request) for request in requests]
+    model.register_forward_pre_hook(lambda _, args, given: read.append(given["input_ids"].numel()), with_kwargs=True)
+    assert backbone.complete(model, requests, 3, "test") == expected
+    shared = sum(read)
+    read.clear()
+    assert [backbone.complete(model, [request], 1, "test")[0] for request in requests] == expected
+    assert shared < 0.7 * sum(read)
+
+
+def test_rows_with_weights_of_their_own_read_their_own_beginning(folders):
+    backbone = backbone_of(folders["llama"])
+    generator = torch.Generator().manual_seed(3)
+    deltas = {
+        name: 0.3 * torch.randn(T, *tensor.shape, generator=generator)
+        for name, tensor in backbone.load().named_parameters()
+    }
+    twin = TwinMergedModel(backbone.load(), deltas)
+    requests = [Request("the same beginning of all of these prompts, " + each.prompt, 8) for each in some_requests(6)]
+    for weights in (torch.eye(T).repeat(2, 1), torch.eye(T)[:1].repeat(6, 1)):
+        merged = [backbone.model_with(twin.merge_for(row)) for row in weights]
+        expected = [
+            reference(model, backbone.tokenizer, request) for model, request in zip(merged, requests, strict=True)
+        ]
+        assert backbone.complete(twin, requests, 6, "test", weights) == expected
+
+
 @pytest.mark.parametrize("kind", ["llama", "tied"])
 def test_weights_are_held_by_each_prompt_for_its_whole_answer(folders, kind):
     """Rows leave the batch on the way, and each goes on with its own weights."""

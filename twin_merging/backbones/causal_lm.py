@@ -5,6 +5,8 @@ All of it merges, the output layer too. Batches are padded on the left, so that 
 
 from __future__ import annotations
 
+import inspect
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from twin_merging.backbones.blocks import states_at
-from twin_merging.backbones.decoding import Decoding, Row
+from twin_merging.backbones.decoding import WORTH_SHARING, Decoding, Row, common_start
 from twin_merging.backbones.features import router_input
 from twin_merging.backbones.loading import check_loaded, load_model, load_tokenizer
 from twin_merging.config import CausalLM
@@ -93,7 +96,8 @@ class CausalLMBackbone:
     ) -> list[str]:  # fmt: skip
         """The answers, without the prompts and up to where the first stop begins; "" where a text ends at once.
 
-        A batch answers as each prompt alone does. Requests of most new tokens come first, and of those the longest prompts.
+        A batch answers as each prompt alone does. Requests of most new tokens come first, and of those the longest prompts;
+        prompts that begin alike, as those with the same examples do, are in one batch and that beginning is read once.
 
         Args:
             model: a language model, with or without an adapter, or a ``TwinMergedModel``.
@@ -109,7 +113,7 @@ class CausalLMBackbone:
         self._check_lengths(requests, ids)
         ends = self._ends(model)
         rows = [Row(request, self.tokenizer, ends, seed) for request in requests]
-        order = sorted(range(len(rows)), key=lambda row: (-requests[row].max_new_tokens, -len(ids[row])))
+        order = _order(requests, ids)
         with progress(label, len(rows), "rows") as bar, self._answering(model):
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
@@ -148,29 +152,31 @@ class CausalLMBackbone:
         return torch.cat(parts)[torch.tensor(order).argsort()]
 
     def _decode(self, model: Any, rows: list[Row], ids: list[list[int]], weights: Tensor | None, bar: Progress) -> None:
-        inputs = self._pad(ids, "left", language_model(model).device)
-        routed: dict[str, Tensor] = {}
+        own = language_model(model)
         if weights is None and getattr(model, "router", None) is not None:
-            weights = model.route(**inputs)
-        if weights is not None:
-            routed["weights"] = weights.to(inputs["input_ids"].device)
+            weights = model.route(**self._pad(ids, "right", own.device))
+        routed = {} if weights is None else {"weights": weights.to(own.device)}
+        alike = weights is None or bool((weights == weights[0]).all())
+        shared = common_start(ids) if alike and _can_share(own) else 0
 
         def leave(stay: Tensor) -> None:
             if routed:
                 model.mixture.weights = routed["weights"] = routed["weights"][stay]
 
         model.generate(
-            **inputs, **routed, custom_generate=Decoding(rows, leave, bar.advance), do_sample=False, num_beams=1,
+            **self._pad(ids, "left", own.device, shared), **routed, do_sample=False, num_beams=1,
             max_new_tokens=max(row.request.max_new_tokens for row in rows), pad_token_id=self.tokenizer.pad_token_id,
+            custom_generate=Decoding(rows, shared, leave, bar.advance),
         )  # fmt: skip
 
-    def _pad(self, ids: list[list[int]], side: str, device: torch.device) -> dict[str, Tensor]:
-        """Token ids and attention mask, (rows, tokens)."""
+    def _pad(self, ids: list[list[int]], side: str, device: torch.device, start: int = 0) -> dict[str, Tensor]:
+        """Token ids and attention mask, (rows, tokens); padding on the left comes after the first ``start`` tokens."""
         longest, pad = max(map(len, ids)), self.tokenizer.pad_token_id or 0
         batch, mask = torch.full((len(ids), longest), pad), torch.zeros(len(ids), longest, dtype=torch.long)
         for number, row in enumerate(ids):
-            place = slice(longest - len(row), None) if side == "left" else slice(len(row))
-            batch[number, place], mask[number, place] = torch.tensor(row), 1
+            moved = longest - len(row) if side == "left" else 0
+            places = [place if place < start else place + moved for place in range(len(row))]
+            batch[number, places], mask[number, places] = torch.tensor(row), 1
         return {"input_ids": batch.to(device), "attention_mask": mask.to(device)}
 
     def _check_lengths(self, requests: Sequence[Request], ids: Sequence[Sequence[int]]) -> None:
@@ -212,3 +218,21 @@ def language_model(model: Any) -> PreTrainedModel:
     if isinstance(model, PreTrainedModel):
         return model
     return model.get_base_model() if hasattr(model, "get_base_model") else model.encoder
+
+
+def _order(requests: Sequence[Request], ids: Sequence[Sequence[int]]) -> list[int]:
+    """Row numbers such that a batch ends at about once, begins alike if any rows do, and pads little."""
+    starts = [tuple(row[:WORTH_SHARING]) for row in ids]
+    rows_of = Counter(starts)
+
+    def place(row: int) -> tuple:
+        return -requests[row].max_new_tokens, starts[row] if rows_of[starts[row]] > 1 else (), -len(ids[row])
+
+    return sorted(range(len(ids)), key=place)
+
+
+def _can_share(model: PreTrainedModel) -> bool:
+    """Whether what was read of a prompt can be gone on with after padding: whole attention, positions that are told."""
+    layers = DynamicCache(config=model.config).layers
+    told = "position_ids" in inspect.signature(model.forward).parameters
+    return told and bool(layers) and all(type(layer) is DynamicLayer for layer in layers)

@@ -63,17 +63,28 @@ class Decoding:
 
     Args:
         rows: of the batch, in its order.
+        shared: how many tokens all prompts begin with: they are read once, not once a row.
         leave: is told which of the rows that were still there stay.
         finished: is told how many rows are newly done.
     """
 
-    def __init__(self, rows: Sequence[Row], leave: Callable[[Tensor], None], finished: Callable[[int], None]):
-        self.rows, self.leave, self.finished = list(rows), leave, finished
+    def __init__(
+        self, rows: Sequence[Row], shared: int, leave: Callable[[Tensor], None], finished: Callable[[int], None]
+    ):
+        self.rows, self.shared, self.leave, self.finished = list(rows), shared, leave, finished
 
     def __call__(self, model: Any, input_ids: Tensor, **given: Any) -> Tensor:
         """Answer all rows; the answers are in them."""
         state = {name: value for name, value in given.items() if name not in UNUSED}
-        running, asked = self.rows, model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **state)
+        running, unread = self.rows, None
+        if self.shared:
+            few = {name: state[name] for name in ("past_key_values", "logits_to_keep") if name in state}
+            read = model(input_ids=input_ids[:1, : self.shared], use_cache=True, **few).past_key_values
+            read.batch_repeat_interleave(len(input_ids))
+            state["past_key_values"], unread = read, input_ids.shape[1] - self.shared
+        asked = model.prepare_inputs_for_generation(
+            input_ids, next_sequence_length=unread, is_first_iteration=True, **state
+        )
         while True:
             outputs = model(**asked, return_dict=True)
             state = model._update_model_kwargs_for_generation(outputs, state)
@@ -99,6 +110,15 @@ class Decoding:
             asked = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **state)
 
 
+def common_start(ids: list[list[int]]) -> int:
+    """How many tokens all prompts begin with alike, but for the last of each; 0 where a pass of their own does not pay."""
+    first, last = min(ids), max(ids)  # of any sorted sequences, these two have least in common
+    most = min(map(len, ids)) - 1
+    alike = next((place for place in range(most) if first[place] != last[place]), most)
+    return alike if len(ids) > 1 and alike >= WORTH_SHARING else 0
+
+
+WORTH_SHARING = 32
 UNUSED = ("logits_processor", "stopping_criteria", "generation_config")
 
 
