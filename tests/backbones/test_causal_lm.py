@@ -15,8 +15,10 @@ from twin_merging.backbones import causal_lm
 from twin_merging.backbones.blocks import blocks_of
 from twin_merging.backbones.decoding import Row
 from twin_merging.backbones.loading import load_model
+from twin_merging.config import MlpRouter
 from twin_merging.dynamic.model import TwinMergedModel
 from twin_merging.errors import UserError
+from twin_merging.routers.mlp import MlpRouter as Router
 from twin_merging.tasks.generation import Request
 
 KINDS = ["llama", "tied", "gpt2"]
@@ -243,6 +245,21 @@ def test_weights_are_held_by_each_prompt_for_its_whole_answer(folders, kind):
         assert found[row] == reference(merged, backbone.tokenizer, request), row
     assert found != backbone.complete(twin, requests, 8, "test")
     assert twin.mixture.weights is None
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_without_weights_a_router_reads_each_prompt(folders, kind):
+    backbone = backbone_of(folders[kind])
+    torch.manual_seed(1)
+    router = Router(MlpRouter(), 32, T).eval()
+    with torch.no_grad():
+        for parameter in router.parameters():
+            parameter.mul_(4)  # so that prompts are routed apart
+    deltas = {name: 0.3 * torch.randn(T, *tensor.shape) for name, tensor in backbone.load().named_parameters()}
+    twin, requests = TwinMergedModel(backbone.load(), deltas, router=router), some_requests()
+    weights = router.weights(backbone.states(backbone.load(), requests, 1, "test"))
+    assert weights.std(0).max() > 0.05
+    assert backbone.complete(twin, requests, 4, "test") == backbone.complete(twin, requests, 4, "test", weights)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -103,7 +103,7 @@ class Decoding:
             if not left:
                 return input_ids
             if 2 * len(left) <= len(running):
-                stay = torch.tensor(left, device=input_ids.device)
+                stay = torch.tensor(left)  # on the CPU, whence it indexes what lies on several devices
                 running, input_ids = [running[number] for number in left], input_ids[stay]
                 state = {name: _of_rows(value, stay) for name, value in state.items()}
                 self.leave(stay)
