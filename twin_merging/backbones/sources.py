@@ -15,7 +15,8 @@ from twin_merging.errors import UserError
 from twin_merging.mirror.folder import MANIFEST, find_model
 
 ASSET = "asset:"
-HASHED = ("*.json", "*.safetensors", "*.txt", "*.model")
+HASHED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja")
+"""What a model comes as and what identifies it: weights, configuration, tokenizer and its chat template."""
 
 
 @dataclass(frozen=True)

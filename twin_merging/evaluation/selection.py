@@ -26,13 +26,18 @@ def choose(what: str, scores: Mapping[Any, float], tasks: Task | list[Task], spl
     """
     tasks = tasks if isinstance(tasks, list) else [tasks]
     refuse_test(what, tasks, split)
-    chosen = max(scores, key=lambda candidate: scores[candidate])
+    rows = sum(len(task.splits[split]) for task in tasks)
+    return record(what, scores, split, rows, {task.name: task.fingerprint(split) for task in tasks})
+
+
+def record(what: str, scores: Mapping[Any, float], split: str, rows: int, fingerprints: Mapping[str, str]) -> Choice:
+    """The candidate with the highest score, the first of equals, of rows that the caller knows to be none of a test split."""
     return {
         "what": what,
-        "chosen": chosen,
+        "chosen": max(scores, key=lambda candidate: scores[candidate]),
         "split": split,
-        "rows": sum(len(task.splits[split]) for task in tasks),
-        "fingerprints": {task.name: task.fingerprint(split) for task in tasks},
+        "rows": rows,
+        "fingerprints": dict(fingerprints),
         "scores": {str(candidate): score for candidate, score in scores.items()},
     }
 

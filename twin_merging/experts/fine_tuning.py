@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,16 @@ def train(
 
 
 def fit(
-    backbone: SequenceClassifierBackbone, model: Any, rows: list[dict[str, Any]], held_out: list[dict[str, Any]],
-    compute_metrics: Callable[[Any], dict[str, float]], options: FullFineTuning, seed: int, scratch: Path, label: str,
+    backbone: Any, model: Any, rows: list[dict[str, Any]], held_out: list[dict[str, Any]],
+    compute_metrics: Callable[[Any], dict[str, float]], options: Any, seed: int, scratch: Path, label: str,
+    changed: Mapping[str, Any] | None = None, **parts: Any,
 ) -> dict[int, float]:  # fmt: skip
     """Train in place on ``rows`` and leave the weights of the epoch whose ``score`` on ``held_out`` is best.
+
+    Args:
+        options: of fine-tuning, such as ``FullFineTuning``.
+        changed: values of ``TrainingArguments`` that replace what follows from the options.
+        parts: of the ``Trainer``, in place of the collator and the optimizer for an encoder with a head.
 
     Returns:
         The score by epoch.
@@ -84,15 +90,16 @@ def fit(
         logging_strategy="epoch", report_to="none", disable_tqdm=True, dataloader_pin_memory=backbone.device.type != "cpu",
         label_names=["labels"],
     )  # fmt: skip
+    for name, value in (changed or {}).items():
+        setattr(arguments, name, value)
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=rows,
         eval_dataset=held_out,
-        data_collator=DataCollatorWithPadding(backbone.tokenizer),
         compute_metrics=compute_metrics,
         callbacks=[_EtaCallback(label), _CheckpointCallback()],
-        optimizers=(_optimizer(model, options), None),
+        **(parts or _with_head(backbone, model, options)),
     )
     trainer.remove_callback(_printer())
     checkpoint = _usable_checkpoint(scratch)
@@ -124,6 +131,12 @@ def labelled_rows(backbone: SequenceClassifierBackbone, task: Task, split: str) 
     """A split's rows as the Trainer takes them: token ids, unpadded, and ``labels``."""
     tokens = backbone.tokenize(task.splits[split].texts)
     return [{**row, "labels": label} for row, label in zip(tokens.rows, task.splits[split].labels, strict=True)]
+
+
+def _with_head(backbone: SequenceClassifierBackbone, model: Any, options: FullFineTuning) -> dict[str, Any]:
+    """What a ``Trainer`` needs for an encoder with a head."""
+    collator = DataCollatorWithPadding(backbone.tokenizer)
+    return {"data_collator": collator, "optimizers": (_optimizer(model, options), None)}
 
 
 def _optimizer(model: Any, options: FullFineTuning) -> torch.optim.Optimizer:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
+from transformers import PreTrainedModel
 
 from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone
 from twin_merging.config import LoraFineTuning
@@ -33,10 +34,19 @@ def lora_fine_tuning(
         task_type=TaskType.SEQ_CLS, r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout,
         target_modules=options.targets, modules_to_save=heads,
     )  # fmt: skip
-    try:
-        adapted: Any = get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(f"no layer to adapt ({error})", key="finetune.targets", found=options.targets) from error
+    adapted = adapt(model, config)
     adapted.base_model_prefix = model.base_model_prefix
     history = train(backbone, adapted, task, options, seed, scratch)
     save_expert(backbone, adapted.merge_and_unload(), task, history, folder)
+
+
+def adapt(model: PreTrainedModel, config: LoraConfig) -> Any:
+    """The model with newly drawn adapters, which alone learn.
+
+    Raises:
+        UserError: if the targets match no layer that can be adapted.
+    """
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"no layer to adapt ({error})", key="finetune.targets", found=config.target_modules) from error

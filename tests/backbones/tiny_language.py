@@ -1,0 +1,42 @@
+"""A tiny random Llama with a tokenizer of bytes, saved as published ones are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from twin_merging.backbones.causal_lm import CausalLMBackbone
+from twin_merging.config import CausalLM
+
+END = "<end>"
+
+
+def save_language(folder: Path, kind: str = "llama", seed: int = 0, context: int = 96) -> Path:
+    """A model whose greedy answers differ from prompt to prompt and do not settle on one token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate([END, *alphabet])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END).save_pretrained(folder)
+    torch.manual_seed(seed)
+    size = {"vocab_size": len(alphabet) + 1, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
+    if kind == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(**size, n_embd=32, n_layer=2, n_head=2, n_positions=context))
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(**size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                        intermediate_size=64, max_position_embeddings=context, tie_word_embeddings=kind == "tied")
+        )  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder
+
+
+def backbone_of(folder: Path, **options) -> CausalLMBackbone:
+    return CausalLMBackbone(CausalLM(pretrained=str(folder), **options), folder, torch.device("cpu"), autocast=False)
