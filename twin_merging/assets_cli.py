@@ -18,17 +18,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = assets.asset_folder(options.folder)
 
     def act() -> int:
-        names = options.names or list(assets.manifest())
+        names = options.names or _all(options.action)
         {"list": _list, "fetch": _fetch, "verify": _verify}[options.action](names, folder, options)
         return 0
 
     return exit_code(act, "what was fetched whole is kept, and the same command goes on from there")
 
 
+def _all(action: str) -> list[str]:
+    """All assets, but for those to fetch that are large: what needs them fetches them."""
+    return [name for name, asset in assets.manifest().items() if action != "fetch" or not asset.large]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m twin_merging.assets", description=__doc__)
     parser.add_argument("action", choices=("list", "fetch", "verify"))
-    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all; verify: all that are here")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="default: all; fetch: but for large ones; verify: that are here"
+    )
     parser.add_argument("--folder", help=f"default: {assets.asset_folder()}")
     parser.add_argument("--again", action="store_true", help="fetch: download even what is here")
     return parser
