@@ -51,7 +51,10 @@ def check_loaded(model: PreTrainedModel, report: dict[str, Any], source: Path, n
             )
     missing = sorted(set(report["missing_keys"]) & set(needed))
     if missing:
-        raise UserError("a tensor is missing", key=f"{source}: {missing[0]}", found=f"{len(missing)} missing")
+        raise UserError(
+            "a tensor is missing", key=f"{source}: {missing[0]}", found=f"{len(missing)} missing",
+            expected=f"every tensor of {type(model).__name__}",
+        )  # fmt: skip
     for name, tensor in model.state_dict().items():
         checkpoints.check_finite(tensor, f"{source}: {name}")
 
