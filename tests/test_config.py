@@ -11,9 +11,11 @@ import yaml
 from omegaconf import OmegaConf
 
 from twin_merging.compose import CONFIGS, plan
-from twin_merging.config import REGISTRIES, RunConfig
+from twin_merging.config import LANGUAGE, REGISTRIES, RunConfig, domain_of
 
 OPTIONS = sorted(path for group in REGISTRIES for path in (CONFIGS / group).glob("*.yaml"))
+FITTING = {"backbone": "smollm2", "tasks": "generative", "finetune": "causal_lora", "evaluation": "native"}
+"""What goes with an option for language models."""
 EXPERIMENTS = sorted((CONFIGS / "exp").glob("*.yaml"))
 
 
@@ -76,6 +78,8 @@ def test_every_component_has_an_option_file():
 def test_every_option_composes_and_validates(path):
     group, name = path.parent.name, path.stem
     overrides = [f"{group}={name}"]
+    if domain_of(REGISTRIES[group][yaml.safe_load(path.read_text())["name"]].options) == LANGUAGE:
+        overrides = [f"{other}={option}" for other, option in FITTING.items() if other != group] + overrides
     if name == "local_text":  # it names no tasks, since they are the user's own
         overrides.append("tasks.names=[my_task]")
     (run,) = plan(overrides, multirun=False).jobs

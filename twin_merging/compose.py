@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from twin_merging.config import RunConfig
 from twin_merging.errors import UserError
 from twin_merging.job_names import job_names
+from twin_merging.language_checks import is_language
 from twin_merging.overrides import compose_config, is_hydras, parse, quoted
 from twin_merging.registry import CONFIGS, load_plugins
 from twin_merging.settings import settled
@@ -78,6 +79,8 @@ def plan(overrides: list[str], multirun: bool) -> Launch:
         _check_direction(first)
         composed = [compose_config(job) for job in overrides_of_jobs]
         jobs = [validate(settled(cfg, job)) for cfg, job in zip(composed, overrides_of_jobs, strict=True)]
+        if multirun and not _is_basic(first):
+            _check_search(jobs)
         folder = Path(first.hydra.sweep.dir if multirun else first.hydra.run.dir)
         given = {str(override.key_or_group) for override in parsed}
         launch = Launch(jobs, overrides_of_jobs[0], folder, multirun, arguments, "hydra.sweep.dir" in given)
@@ -179,6 +182,15 @@ def _check_direction(cfg: DictConfig) -> None:
         raise UserError(
             "jobs are scored by their average normalized score on validation rows: more is better", key="hydra.sweeper.direction",
             found=getattr(direction, "name", direction), expected="maximize", hint="add hydra.sweeper.direction=maximize",
+        )  # fmt: skip
+
+
+def _check_search(jobs: list[RunConfig]) -> None:
+    """Refuse a search among jobs that have no score on validation rows."""
+    if any(map(is_language, jobs)):
+        raise UserError(
+            "a search chooses by scores on validation rows, and a language model's answers to them are not scored", key="hydra/sweeper",
+            expected="basic, which runs all jobs",
         )  # fmt: skip
 
 

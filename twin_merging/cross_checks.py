@@ -6,6 +6,7 @@ from typing import Any
 
 from twin_merging.config import Expert, Magnitude, RunConfig, Svd, TaskUnknown, TfidfRouter, bytes_of
 from twin_merging.errors import UserError
+from twin_merging.language_checks import check_domains, check_language, is_language
 
 DEFAULT_SIZES: dict[type, tuple[str, Any]] = {Svd: ("rank", 16), Magnitude: ("fraction", 0.1)}
 NESTED = {"shared": "a shared expert", "merge": "what surgery operates on"}
@@ -18,9 +19,15 @@ def check_references(run: RunConfig) -> None:
     Raises:
         UserError: for the first key that contradicts another one.
     """
+    check_domains(run)
     merged = _check_tasks(run)
     _check_experts(run)
-    _check_evaluation(run)
+    if is_language(run):
+        check_language(run)
+    else:
+        _check_evaluation(run)
+    if run.tasks.unseen:
+        _check_unseen(run)
     _check_method(run, merged)
     check_size(run.sparsifier)
     _check_routing(run)
@@ -70,8 +77,6 @@ def _check_evaluation(run: RunConfig) -> None:
             "an oracle router gives the true task, so routed heads would be oracle heads",
             key="evaluation.heads", found="routed with router=oracle", expected="oracle, or router=mlp",
         )  # fmt: skip
-    if run.tasks.unseen:
-        _check_unseen(run)
     if isinstance(run.evaluation, TaskUnknown):
         _check_task_unknown(run)
     if run.evaluation.excluded == "task":

@@ -14,15 +14,23 @@ from twin_merging.config import CausalLM
 END = "<end>"
 
 
-def save_language(folder: Path, kind: str = "llama", seed: int = 0, context: int = 96) -> Path:
-    """A model whose greedy answers differ from prompt to prompt and do not settle on one token."""
+def save_language(
+    folder: Path, kind: str = "llama", seed: int = 0, context: int = 96, words: tuple[str, ...] = ()
+) -> Path:
+    """A model whose greedy answers differ from prompt to prompt and do not settle on one token.
+
+    Args:
+        words: of two characters each, which are one token.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate([END, *alphabet])}, []))
+    merges = [(word[0].replace(" ", "Ġ"), word[1]) for word in words]
+    tokens = [END, *alphabet, *map("".join, merges)]
+    tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END).save_pretrained(folder)
     torch.manual_seed(seed)
-    size = {"vocab_size": len(alphabet) + 1, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
+    size = {"vocab_size": len(tokens), "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
     if kind == "gpt2":
         model = GPT2LMHeadModel(GPT2Config(**size, n_embd=32, n_layer=2, n_head=2, n_positions=context))
     else:

@@ -20,23 +20,6 @@ class SequenceClassifier:
 
 
 @dataclass
-class CausalLM:
-    """A language model of the Hugging Face hub, of a folder or of the offline assets. All of it merges."""
-
-    name: str = "causal_lm"
-    pretrained: str = option("???", "asset:NAME, a folder, or a hub name")
-    revision: str | None = option(None, "hub commit, branch or tag; a commit pins the weights")
-    context: int | None = option(None, "tokens of a prompt and its answer, at most; null: the model's own", low=2)
-    dtype: str = option(
-        "float32", "of the weights; auto: as they were saved", choices=("float32", "bfloat16", "float16", "auto")
-    )
-    device_map: str | None = option(None, "auto spreads a model that answers over devices; null: device", choices=(
-        None, "auto", "balanced", "balanced_low_0", "sequential"
-    ))  # fmt: skip
-    trust_remote_code: bool = option(False, "run modelling code that comes with the weights")
-
-
-@dataclass
 class Rows:
     """Rows of each split, at most; null takes all there are. What a source does not split itself is split by seed."""
 
@@ -91,40 +74,6 @@ class LoraFineTuning(FullFineTuning):
 
 
 @dataclass
-class CausalFineTuning:
-    """Fine-tune all parameters of a language model on prompts and their completions, whose loss alone counts.
-
-    The epoch whose loss on validation rows is lowest is kept.
-    """
-
-    name: str = "causal_full"
-    epochs: int = option(3, "passes over the training rows", low=1)
-    lr: float = option(2e-5, "learning rate", low=TINY, high=1)
-    batch_size: int = option(128, "rows a step", low=1)
-    micro_batch: int = option(8, "rows that are in memory at once, of which gradients add up to a step's", low=1)
-    max_length: int = option(1024, "tokens of a row, at most; a longer one loses the beginning of its prompt", low=2)
-    weight_decay: float = option(0.01, "AdamW weight decay", low=0, high=1)
-    warmup: float = option(0.06, "share of the steps that warm up", low=0, high=1)
-    scheduler: str = option("linear", "learning-rate schedule", choices=("linear", "cosine", "constant_with_warmup"))
-    checkpointing: bool = option(False, "keep no activations but those between blocks: less memory, a third more time")
-
-
-@dataclass
-class CausalLora(CausalFineTuning):
-    """Fine-tune low-rank adapters ΔW = (α/r)·BA on a language model's linear layers; the expert is the adapter."""
-
-    name: str = "causal_lora"
-    lr: float = option(2e-4, "learning rate", low=TINY, high=1)
-    rank: int = option(32, "r", low=1)
-    alpha: int = option(16, "α", low=1)
-    dropout: float = option(0.05, "dropout before A", low=0, high=1)
-    targets: str = option("all-linear", "all-linear, or a regular expression over module names")
-    quantize: str = option(
-        "none", "the weights that do not learn: nf4 keeps them in 4 bits (QLoRA)", choices=("none", "nf4")
-    )
-
-
-@dataclass
 class Experts:
     """Where experts come from: fine-tuned here, or published checkpoints; and what they are known to score."""
 
@@ -153,11 +102,8 @@ class Parameters:
 backbones.add(
     "sequence_classifier", SequenceClassifier, "twin_merging.backbones.sequence_classifier:SequenceClassifierBackbone"
 )
-backbones.add("causal_lm", CausalLM, "twin_merging.backbones.causal_lm:CausalLMBackbone")
 task_sources.add("offline_text", Tasks, "twin_merging.tasks.offline_text:OfflineText")
 task_sources.add("glue", Tasks, "twin_merging.tasks.glue:Glue")
 task_sources.add("local_text", Tasks, "twin_merging.tasks.local_text:LocalText")
 finetunings.add("full", FullFineTuning, "twin_merging.experts.fine_tuning:full_fine_tuning")
 finetunings.add("lora", LoraFineTuning, "twin_merging.experts.lora:lora_fine_tuning")
-finetunings.add("causal_full", CausalFineTuning, "twin_merging.experts.completions:causal_fine_tuning")
-finetunings.add("causal_lora", CausalLora, "twin_merging.experts.completions:causal_lora")

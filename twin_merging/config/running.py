@@ -205,6 +205,11 @@ class RunConfig:
     plugins: list[str] = option([], "modules to import that register components")
 
     @property
+    def heads(self) -> str:
+        """Whose heads answer: ``oracle``, ``routed``, or ``none`` where answers are texts."""
+        return getattr(self.evaluation, "heads", "none")
+
+    @property
     def training_seed(self) -> int:
         """The seed of fine-tuning, alone or jointly: ``experts.seed``, else ``seed``."""
         return self.seed if self.experts.seed is None else self.experts.seed

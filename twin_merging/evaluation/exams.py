@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,24 @@ class Exam:
 
     def fingerprint(self) -> str:
         """SHA-256 of all that is asked and how it is scored: equal for equal questions in equal order."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()
+
+    def plain(self) -> dict[str, Any]:
+        """All of it as plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Exam:
+        """An equal exam out of what ``plain`` gave, be it read from JSON."""
+
+        def question(given: Mapping[str, Any]) -> Question:
+            asked, references = given["request"], tuple(given["references"])
+            return Question(
+                **{**given, "request": Request(**{**asked, "stop": tuple(asked["stop"])}), "references": references}
+            )
+
+        questions = tuple(map(question, plain["questions"]))
+        return cls(**{**plain, "metrics": tuple(plain["metrics"]), "questions": questions})
 
 
 @dataclass(frozen=True)

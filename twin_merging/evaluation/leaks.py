@@ -11,4 +11,4 @@ def leaks(run: RunConfig) -> list[str]:
     """A sentence for each leak that a setting of this job makes, beside heads, which every table names itself."""
     changes = bool(run.parameters.exclude) or run.parameters.include != [".*"]
     merges = run.merge_method.name not in ("finetuned", "multitask")
-    return [TASK_VALUES] if run.evaluation.excluded == "task" and changes and merges else []
+    return [TASK_VALUES] if getattr(run.evaluation, "excluded", None) == "task" and changes and merges else []

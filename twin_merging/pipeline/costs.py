@@ -11,6 +11,7 @@ from typing import Any
 from twin_merging.pipeline.artefacts import ENCODER, task_of, tokens_of
 from twin_merging.pipeline.cache import Artefact
 from twin_merging.pipeline.data_methods import size_of_heads
+from twin_merging.pipeline.graph import Graph
 from twin_merging.pipeline.routing_stages import reads_tokens
 from twin_merging.pipeline.stage import Stage, upstream
 from twin_merging.pipeline.stages import Stages
@@ -26,7 +27,11 @@ PARTS = ("encoder", "exclusive", "router", "heads")
 def costs_of(stages: Stages) -> dict[str, Any]:
     """``stored`` and ``training_tokens``, which are the same in every run, and ``making``: seconds and peak memory of what
     comes after the experts, without evaluation."""
-    return {"stored": stored(stages), "training_tokens": training_tokens(stages), "making": _making(stages)}
+    return {
+        "stored": stored(stages),
+        "training_tokens": training_tokens(stages),
+        "making": making(stages, _made(stages)),
+    }
 
 
 def stored(stages: Stages) -> dict[str, dict[str, int]]:
@@ -40,12 +45,12 @@ def stored(stages: Stages) -> dict[str, dict[str, int]]:
     if stages.is_ensemble:
         encoders = len(stages.names) + (stages.trains_router and not reads_tokens(stages))
     found = {part: (0, 0) for part in PARTS}
-    parameters, size = _file(stages.get(stages.base), ENCODER)
+    parameters, size = size_of(stages.get(stages.base), ENCODER)
     found["encoder"] = (parameters * encoders, size * encoders)
     if stages.is_dynamic:
-        found["exclusive"] = _file(stages.get(stages.exclusive), "exclusive.safetensors")
+        found["exclusive"] = size_of(stages.get(stages.exclusive), "exclusive.safetensors")
     if stages.trains_router:
-        found["router"] = _file(stages.get(stages.router), "router.safetensors")
+        found["router"] = size_of(stages.get(stages.router), "router.safetensors")
     found["heads"] = size_of_heads(stages)
     return {part: {"parameters": parameters, "bytes": size} for part, (parameters, size) in found.items()}
 
@@ -89,10 +94,14 @@ def _sum(tasks: Iterable[list[int]]) -> int:
     return sum(map(sum, tasks))
 
 
-def _making(stages: Stages) -> dict[str, float]:
+def _made(stages: Stages) -> list[Stage]:
     made: list[Stage] = [stages.shared, *stages.learned]
     made += [stages.exclusive] if stages.is_dynamic else []
-    made += [stages.router] if stages.trains_router else []
+    return made + ([stages.router] if stages.trains_router else [])
+
+
+def making(stages: Graph, made: Iterable[Stage]) -> dict[str, float]:
+    """Seconds and peak memory of some stages and what they depend on after the experts."""
     keys = {stage.key: stage for part in made for stage in upstream(part) if stage.name not in BEFORE_MERGING}
     return spent(stages.get(stage) for stage in keys.values())
 
@@ -106,6 +115,7 @@ def spent(artefacts: Iterable[Artefact]) -> dict[str, float]:
     }
 
 
-def _file(artefact: Artefact, name: str) -> tuple[int, int]:
+def size_of(artefact: Artefact, name: str) -> tuple[int, int]:
+    """The floating-point numbers and the bytes of one of its safetensors files."""
     entries, _, _ = read_header(artefact.path(name))
     return sum(entry.numel for entry in entries.values() if entry.dtype.is_floating_point), artefact.bytes(name)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from twin_merging import basis as bases
 from twin_merging import parameters
 from twin_merging.checkpoints import Checkpoint
-from twin_merging.config import sparsifiers
+from twin_merging.config import Svd, sparsifiers
 from twin_merging.merging.apply import modularize
 from twin_merging.merging.method import kind_of
 from twin_merging.merging.stack import Stack
@@ -22,21 +24,39 @@ from twin_merging.sparsifiers.stored import tensors_of
 
 def basis(stages: Stages, folder: Path, scratch: Path) -> None:
     """Every matrix's singular values and vectors, a file a parameter."""
-    options, parts = stages.run.sparsifier, Parts(scratch / "parts")
-    bases.decompose(_exclusive(stages), exclusive_stages.shared_rank(options), options.solver, parts)
-    parts.move(folder)
+    write_basis(_exclusive(stages), stages.run.sparsifier, folder, scratch)
 
 
 def exclusive(stages: Stages, folder: Path, scratch: Path) -> None:
     """Compressed v_t of all tasks, as ``tensors_of`` names it."""
-    knowledge, options, parts = _exclusive(stages), stages.run.sparsifier, Parts(scratch / "parts")
-    sparsify = sparsifiers[options.name].load()
-    statistics = None
+
+    def found() -> Path:
+        return stages.get(exclusive_stages.basis(stages)).folder
+
+    write_exclusive(_exclusive(stages), stages.run.sparsifier, stages.run.seed, found, folder, scratch)
+
+
+def write_basis(knowledge: Stack, options: Svd, folder: Path, scratch: Path) -> None:
+    """What serves every rank up to a cap, a file a parameter; a killed process goes on from ``scratch``."""
+    parts = Parts(scratch / "parts")
+    bases.decompose(knowledge, exclusive_stages.shared_rank(options), options.solver, parts)
+    parts.move(folder)
+
+
+def write_exclusive(
+    knowledge: Stack, options: Any, seed: int, basis: Callable[[], Path], folder: Path, scratch: Path
+) -> None:
+    """Compress θ_t − θ_s into ``exclusive.safetensors``.
+
+    Args:
+        basis: gives the folder of ``write_basis``; asked where the sparsifier needs it.
+    """
+    sparsify, parts, statistics = sparsifiers[options.name].load(), Parts(scratch / "parts"), None
     if kind_of(sparsify).needs == "spectra":
-        statistics = bases.Vectors(stages.get(exclusive_stages.basis(stages)).folder, knowledge, options)
+        statistics = bases.Vectors(basis(), knowledge, options)
     modularize(
         lambda name, kept: parts.add(name, tensors_of(name, kept)), sparsify, options, knowledge,
-        seed=stages.run.seed, statistics=statistics, names=parts.missing(knowledge.names),
+        seed=seed, statistics=statistics, names=parts.missing(knowledge.names),
     )  # fmt: skip
     parts.join(folder / "exclusive.safetensors")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from twin_merging import assets
 from twin_merging.backbones.sources import checkpoint_bytes, largest_rank, layers_of
-from twin_merging.config import RunConfig
+from twin_merging.config import CausalLora, RunConfig
 from twin_merging.errors import UserError, unknown
-from twin_merging.experts.published import source_of
-from twin_merging.pipeline import unseen_stages
 from twin_merging.pipeline.cache import Cache
 from twin_merging.pipeline.data_stages import check_classes
+from twin_merging.pipeline.graph import Graph, graph_of
+from twin_merging.pipeline.language.stages import LanguageStages
 from twin_merging.pipeline.stages import ENCODER, Stages
 
 TRAINING_COPIES = 9  # the best, the last and the next checkpoint, each with two optimizer states
@@ -33,7 +33,7 @@ def check_inputs(jobs: list[RunConfig]) -> list[str]:
     for run in jobs:
         for key, folder in (("paths.outputs", run.paths.outputs), ("paths.cache", run.paths.cache)):
             _check_writable(key, Path(folder))
-        stages = Stages(run, Cache(Path(run.paths.cache), run.cache))
+        stages = graph_of(run, Cache(Path(run.paths.cache), run.cache))
         if stages.run.device not in ("auto", "cpu"):
             _check_device(run.device)
         for name in stages.evaluated:
@@ -46,41 +46,35 @@ def check_inputs(jobs: list[RunConfig]) -> list[str]:
         keys.append(stages.result.key)
         if stages.cache.find(stages.result) is None:
             _check_disk(stages)
-            for stage in (*map(stages.data, stages.evaluated), stages.base, *_imported(stages)):
+            for stage in stages.prepared:
                 if stage.key not in seen and run.cache == "write":
                     stages.get(stage)
                 seen.add(stage.key)
-            if run.cache == "write":
-                _check_parameters(stages)
+            if run.cache == "write" and isinstance(stages, Stages):
+                _check_parameters(stages, stages.get(stages.base).path(ENCODER))
                 if stages.is_twin:
                     _check_budget(stages)
                 _check_tasks(stages)
+            elif isinstance(stages, LanguageStages):
+                _check_parameters(stages, stages.backbone_source.folder)
     return keys
 
 
-def _imported(stages: Stages) -> list:
-    """Experts that are not trained here, those of unseen tasks too if their heads are wanted."""
-    names = stages.names if unseen_stages.is_frozen(stages) else stages.evaluated
-    return [stages.expert(name) for name in names if source_of(stages.run.experts, name) is not None]
-
-
-def _check_names(stages: Stages) -> None:
+def _check_names(stages: Graph) -> None:
     """Raise a UserError if a key that is set by task names one that there is not. Tasks that are left out may be named."""
     known = stages.task_source.known()
     by_task = {f"experts.{key}": getattr(stages.run.experts, key) for key in ("sources", "labels", "reference")}
-    for key, given in {**by_task, "tasks.train_rows": stages.run.tasks.train_rows}.items():
+    for key, given in {**by_task, "tasks.train_rows": getattr(stages.run.tasks, "train_rows", None)}.items():
         for name in given or {}:
             if name not in known:
                 raise unknown(key, name, known, "task")
 
 
-def _check_parameters(stages: Stages) -> None:
+def _check_parameters(stages: Graph, weights: Path) -> None:
     from twin_merging.checkpoints import Checkpoint
     from twin_merging.parameters import select
 
-    select(
-        Checkpoint(stages.get(stages.base).path(ENCODER)), stages.run.parameters.include, stages.run.parameters.exclude
-    )
+    select(Checkpoint(weights), stages.run.parameters.include, stages.run.parameters.exclude)
 
 
 def _check_tasks(stages: Stages) -> None:
@@ -112,12 +106,14 @@ def _check_device(name: str) -> None:
     resolve_device(name)
 
 
-def _check_disk(stages: Stages) -> None:
+def _check_disk(stages: Graph) -> None:
     """Refuse to start what cannot end: experts to come, and the checkpoints that training writes."""
     if stages.run.cache != "write":
         return
     one = checkpoint_bytes(stages.backbone_source.folder)
     missing = sum(stages.cache.find(expert) is None for expert in stages.experts)
+    if isinstance(stages.run.finetune, CausalLora):  # whose checkpoints hold the adapter alone
+        missing = 0
     needed = one * (missing + TRAINING_COPIES) if missing else one
     free = shutil.disk_usage(stages.cache.root).free
     if free < needed:

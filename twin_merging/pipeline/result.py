@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from twin_merging.pipeline.artefacts import (
 )
 from twin_merging.pipeline.costs import BEFORE_MERGING, costs_of, spent
 from twin_merging.pipeline.data_methods import answering_heads
+from twin_merging.pipeline.graph import Graph
 from twin_merging.pipeline.stage import Stage, upstream
 from twin_merging.pipeline.stages import Stages
 from twin_merging.pipeline.unseen import unseen_heads, unseen_references
@@ -62,9 +63,9 @@ def result(stages: Stages, folder: Path, scratch: Path) -> None:
         **averages({task.name: entries[task.name] for task in merged}), "reference": REFERENCE, "tasks": entries,
         "choices": _choices(stages), "costs": costs,
         "bytes_stored": sum(part["bytes"] for part in costs["stored"].values()),
-        "routing": None if weights is None else _routing(stages, merged, weights) | _unseen_routing(unseen, weights),
+        "routing": None if weights is None else _routing(stages, tasks, weights),
         "data": {task.name: task.provenance for task in tasks}, "checkpoints": _checkpoint_hashes(stages),
-        **_costs(stages),
+        **spent_stages(stages, [*stages.answered(run.evaluation.heads), *stages.routing, *stages.learned]),
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(record, indent=1))
 
@@ -83,15 +84,10 @@ def _names_in(stages: Stages, stage: Stage) -> set[str]:
     return {name.rpartition(".")[0] for name in Checkpoint(stages.get(stage).path(FEATURES))}
 
 
-def _costs(stages: Stages) -> dict[str, Any]:
-    """Seconds and peak memory of every stage when it was computed, and the sum of those that come after the experts."""
+def spent_stages(stages: Graph, parts: Iterable[Stage]) -> dict[str, Any]:
+    """Seconds and peak memory of every stage when it was computed, and the sum of those of ``parts`` after the experts."""
     used = [stages.get(stage) for stage in upstream(stages.result)[:-1]]
-    after = {
-        stage.key
-        for part in (*stages.answered(stages.run.evaluation.heads), *stages.routing, *stages.learned)
-        for stage in upstream(part)
-        if stage.name not in BEFORE_MERGING
-    }
+    after = {stage.key for part in parts for stage in upstream(part) if stage.name not in BEFORE_MERGING}
     counted = [artefact for artefact in used if artefact.key in after]
     return {
         **spent(counted),
@@ -132,20 +128,30 @@ def _choices(stages: Stages) -> list[dict[str, Any]]:
 
 
 def _routing(stages: Stages, tasks: list[Task], weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """How test rows were routed: true task × top expert counts, true task × expert mean weights."""
-    report = stages.get(stages.router).json("router.json") if stages.trains_router else {}
-    top = [weights[task.name].argmax(-1).bincount(minlength=len(tasks)) for task in tasks]
+    dropped = stages.get(stages.dynamic).json("dynamic.json")["dropped"] if stages.is_dynamic else None
+    return routing_record(stages, stages.trains_router, {task.name: weights[task.name] for task in tasks}, dropped)
+
+
+def routing_record(
+    stages: Graph, is_trained: bool, weights: Mapping[str, Tensor], dropped: float | None
+) -> dict[str, Any]:
+    """How test rows were routed: true task × top expert counts, true task × expert mean weights.
+
+    Args:
+        is_trained: whether a router was trained.
+        weights: w(x) of every evaluated task's rows, (rows, T).
+        dropped: the largest share of the weights that was left out.
+    """
+    report = stages.get(stages.router).json("router.json") if is_trained else {}
+    top = [weights[name].argmax(-1).bincount(minlength=len(stages.names)) for name in stages.names]
     right = sum(int(counts[index]) for index, counts in enumerate(top))
-    return {
-        "router": stages.run.router.name, "trained_on": getattr(stages.run.router, "source", None), "task_names": [task.name for task in tasks],
+    found = {
+        "router": stages.run.router.name, "trained_on": getattr(stages.run.router, "source", None), "task_names": stages.names,
         "accuracy": right / sum(int(counts.sum()) for counts in top),
         "holdout_accuracy": report.get("holdout_accuracy"), "temperature": report.get("temperature"),
         "train_rows": report.get("train_rows"), "confusion": [counts.tolist() for counts in top],
-        "mean_weights": [weights[task.name].mean(0).tolist() for task in tasks],
-        "dropped": stages.get(stages.dynamic).json("dynamic.json")["dropped"] if stages.is_dynamic else None,
+        "mean_weights": [weights[name].mean(0).tolist() for name in stages.names], "dropped": dropped,
     }  # fmt: skip
-
-
-def _unseen_routing(tasks: list[Task], weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Mean weights of each expert on the test rows of tasks that have none."""
-    return {"unseen": {task.name: weights[task.name].mean(0).tolist() for task in tasks}} if tasks else {}
+    if stages.unseen:  # which experts stand in for those that there are not
+        found["unseen"] = {name: weights[name].mean(0).tolist() for name in stages.unseen}
+    return found

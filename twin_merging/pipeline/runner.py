@@ -20,6 +20,7 @@ from twin_merging.evaluation.expert_scores import compare, warnings
 from twin_merging.evaluation.leaks import leaks
 from twin_merging.pipeline.cache import Cache, full_disk_explained
 from twin_merging.pipeline.environment import git_commit, package_versions
+from twin_merging.pipeline.graph import Graph, graph_of
 from twin_merging.pipeline.stage import upstream
 from twin_merging.pipeline.stages import Stages
 from twin_merging.pipeline.sweep import is_of_sweep, job_identity, turn
@@ -92,8 +93,9 @@ def execute(run: RunConfig, folder: Path, overrides: list[str], chooses: bool = 
         chooses: whether jobs are chosen by their score on validation rows, which is only then computed.
     """
     start = time.perf_counter()
-    stages = Stages(run, Cache(Path(run.paths.cache), run.cache))
-    label = f"{stages.label}, {run.evaluation.heads} heads, seed {run.seed}"
+    stages = graph_of(run, Cache(Path(run.paths.cache), run.cache))
+    heads = "" if run.heads == "none" else f", {run.heads} heads"
+    label = f"{stages.label}{heads}, seed {run.seed}"
     log.info("%s", label)
     if (found := stages.cache.find(stages.result)) is not None:
         _say_cached(stages)
@@ -103,7 +105,7 @@ def execute(run: RunConfig, folder: Path, overrides: list[str], chooses: bool = 
     results["seconds"] += result.seconds
     results["task_unknown"] = _task_unknown(run, stages, folder)
     results["inference"] = _timing(run, stages)
-    if chooses:
+    if chooses and isinstance(stages, Stages):
         from twin_merging.pipeline import validated
 
         results["validation"] = stages.get(validated.stage(stages)).json(validated.RECORD)
@@ -129,20 +131,20 @@ def configure_logging() -> None:
         log.addHandler(logging.StreamHandler(sys.stdout))
 
 
-def _say_cached(stages: Stages) -> None:
+def _say_cached(stages: Graph) -> None:
     counts = Counter(stage.name for stage in upstream(stages.result))
     for name, count in counts.items():
         log.info("  %-10s %-44s cached", name, f"{count} artefacts" if count > 1 else "")
 
 
-def _results(run: RunConfig, stages: Stages, record: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def _results(run: RunConfig, stages: Graph, record: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     computed_now = stages.cache.computed
     return {
         "schema_version": SCHEMA_VERSION, "exp": run.exp, "suite": run.tasks.name, "backbone": run.backbone.pretrained,
-        "merge_method": run.merge_method.name, "label": stages.label, "heads": run.evaluation.heads, "seed": run.seed,
+        "merge_method": run.merge_method.name, "label": stages.label, "heads": run.heads, "seed": run.seed,
         "status": "done", "average_normalized": record["average_normalized"], "average_raw": record["average_raw"],
         "reference": record["reference"], "bytes_stored": record["bytes_stored"], "seconds": record["seconds"],
-        "peak_memory": record["peak_memory"], "offline_suite": run.tasks.name == "offline_text",
+        "peak_memory": record["peak_memory"], "offline_suite": stages.is_offline_suite,
         "costs": record["costs"], "tasks": record["tasks"], "routing": record["routing"], "choices": record["choices"],
         "experts": compare(record["tasks"], run.experts.reference or {}, run.experts.tolerance), "leaks": leaks(run),
         "stages": [{**stage, "cached": stage["key"] not in computed_now} for stage in record["stages"]],
@@ -154,9 +156,9 @@ def _results(run: RunConfig, stages: Stages, record: dict[str, Any], overrides: 
     }  # fmt: skip
 
 
-def _task_unknown(run: RunConfig, stages: Stages, folder: Path) -> dict[str, Any] | None:
+def _task_unknown(run: RunConfig, stages: Graph, folder: Path) -> dict[str, Any] | None:
     """What ``evaluation=task_unknown`` found, beside the scores; its stream is copied into the job's folder."""
-    if not isinstance(run.evaluation, TaskUnknown):
+    if not isinstance(run.evaluation, TaskUnknown) or not isinstance(stages, Stages):
         return None
     from twin_merging.pipeline import task_unknown
 
@@ -166,9 +168,9 @@ def _task_unknown(run: RunConfig, stages: Stages, folder: Path) -> dict[str, Any
     return found.json(task_unknown.RECORD)
 
 
-def _timing(run: RunConfig, stages: Stages) -> dict[str, Any] | None:
+def _timing(run: RunConfig, stages: Graph) -> dict[str, Any] | None:
     """Seconds per 1000 items, beside a static encoder's; None where they are not asked for."""
-    if getattr(run.evaluation, "timing", None) is None:
+    if getattr(run.evaluation, "timing", None) is None or not isinstance(stages, Stages):
         return None
     from twin_merging.pipeline import timing
 

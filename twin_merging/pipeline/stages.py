@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from twin_merging import assets
-from twin_merging.backbones.sources import Source, locate
 from twin_merging.config import (
     Rows,
     RunConfig,
@@ -18,10 +15,8 @@ from twin_merging.config import (
     merge_methods,
     task_sources,
 )
-from twin_merging.errors import unknown
 from twin_merging.experts.published import source_of
 from twin_merging.merging.method import can_draw
-from twin_merging.mirror.folder import ASSETS
 from twin_merging.pipeline import (
     data_stages,
     exclusive_stages,
@@ -30,9 +25,9 @@ from twin_merging.pipeline import (
     token_stages,
     unseen_stages,
 )
-from twin_merging.pipeline.cache import Artefact, Cache
-from twin_merging.pipeline.environment import resolve_precision
-from twin_merging.pipeline.labels import describe, label_of
+from twin_merging.pipeline.cache import Cache
+from twin_merging.pipeline.graph import Graph
+from twin_merging.pipeline.labels import describe
 from twin_merging.pipeline.stage import Stage, by, determining
 from twin_merging.tasks.base import TEST
 from twin_merging.validation import to_plain
@@ -41,7 +36,7 @@ ENCODER = "encoder.safetensors"  # the file of an artefact that is one encoder
 STATIC_NEEDS_NO_MERGE = "pretrained"
 
 
-class Stages:
+class Stages(Graph):
     """The graph of one job's stages.
 
     data ─► expert ─► merge ─► exclusive ─► router ─► dynamic ─► result, with ``encode`` wherever a static encoder's
@@ -53,35 +48,11 @@ class Stages:
     """
 
     def __init__(self, run: RunConfig, cache: Cache):
-        self.run, self.cache = run, cache
-        self.mirror = Path(run.paths.mirror).expanduser() if run.paths.mirror else None
-        self.asset_folder = assets.asset_folder(str(self.mirror / ASSETS) if self.mirror else run.paths.assets)
-        self.precision = resolve_precision(run.precision, run.device)
-        self.unseen = list(run.tasks.unseen)
-        self.names = [name for name in run.tasks.names if name not in self.unseen]
-        self.evaluated = [*self.names, *self.unseen]
-        self.method = run.merge_method
-        self.is_twin = hasattr(self.method, "shared")
+        super().__init__(run, cache)
         self.is_surgery = hasattr(self.method, "merge")
         self.is_joint = self.method.name == "multitask"
         self.is_elected = self.method.name == "emr"
         self.is_dynamic = self.is_twin or self.is_elected
-        self.is_ensemble = self.method.name == "finetuned"
-
-    @cached_property
-    def task_source(self) -> Any:
-        """The source of the tasks, which knows all the names asked for."""
-        source = task_sources[self.run.tasks.name].load()(self.run.tasks, self.run.paths)
-        for name in self.evaluated:
-            if name not in source.known():
-                raise unknown("tasks.names", name, source.known(), "task")
-        return source
-
-    @cached_property
-    def backbone_source(self) -> Source:
-        """The pre-trained model's folder."""
-        backbone = self.run.backbone
-        return locate(backbone.pretrained, backbone.revision, self.asset_folder, mirror=self.mirror)
 
     def data(self, name: str) -> Stage:
         """A task's three splits."""
@@ -115,6 +86,13 @@ class Stages:
     def experts(self) -> list[Stage]:
         """All experts, in the order of the tasks."""
         return [self.expert(name) for name in self.names]
+
+    @property
+    def prepared(self) -> list[Stage]:
+        """Data, θ₀, and experts that are not trained here, those of unseen tasks too if their heads are wanted."""
+        names = self.names if unseen_stages.is_frozen(self) else self.evaluated
+        imported = [self.expert(name) for name in names if source_of(self.run.experts, name) is not None]
+        return [*map(self.data, self.evaluated), self.base, *imported]
 
     def merged(self, method: Any) -> Stage:
         """A static method's encoder; of ``pretrained`` it is θ₀ itself."""
@@ -259,12 +237,3 @@ class Stages:
         }
         label = f"{self.label}, {self.run.evaluation.heads} heads"
         return Stage("result", label, options, inputs, by("result", "result", self), version=3)
-
-    @property
-    def label(self) -> str:
-        """The method's name in tables."""
-        return label_of(self.run)
-
-    def get(self, stage: Stage) -> Artefact:
-        """A stage's artefact."""
-        return self.cache.get(stage)

@@ -11,9 +11,9 @@ from typing import Any
 
 from twin_merging.errors import UserError
 from twin_merging.pipeline.cache import Cache, full_disk_explained
+from twin_merging.pipeline.graph import Graph, graph_of
 from twin_merging.pipeline.preflight import check_inputs
 from twin_merging.pipeline.runner import execute
-from twin_merging.pipeline.stages import Stages
 from twin_merging.progress import format_seconds
 from twin_merging.reporting.results import RESULTS, read
 from twin_merging.reproducing.cells import Cell, Plan
@@ -104,8 +104,8 @@ def _quietly(cell: Cell, folder: Path) -> None:
         log.setLevel(before)
 
 
-def _stages(cell: Cell) -> Stages:
-    return Stages(cell.run, Cache(Path(cell.run.paths.cache), cell.run.cache))
+def _stages(cell: Cell) -> Graph:
+    return graph_of(cell.run, Cache(Path(cell.run.paths.cache), cell.run.cache))
 
 
 def _folder(plan: Plan, done: Done, cell: Cell) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 from twin_merging import assets
 
 ASSET = "bigbench"
+OFFLINE = ("bbq", "truthful_qa", "xsum", "cnn_dm")
 TASKS = "*/bigbench/benchmark_tasks"
 BBQ, TRUTHFUL = f"{TASKS}/bbq_lite/resources/*.json", f"{TASKS}/truthful_qa/questions.json"
 XSUM, CNN_DM = f"{TASKS}/gem/xsum/task.json", f"{TASKS}/factuality_of_summary/cnn_dm.json"

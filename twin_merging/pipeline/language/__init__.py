@@ -1,0 +1,1 @@
+"""The pipeline of tasks that a language model answers by text."""

@@ -1,0 +1,82 @@
+"""What the first stages compute: rows to learn from, exams, and experts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twin_merging import checkpoints
+from twin_merging.backbones.sources import Source
+from twin_merging.config import finetunings
+from twin_merging.evaluation.helm.suite import HelmSuite
+from twin_merging.experts.language import expert_weights
+from twin_merging.mapped import MappedCheckpoint
+from twin_merging.pipeline.language.read import EXAM, LEARNED, PROVENANCE, backbone_of, examples_of
+from twin_merging.standalone.adapters import Adapter
+from twin_merging.tasks.base import TRAIN, VALIDATION
+
+if TYPE_CHECKING:
+    from twin_merging.pipeline.language.stages import LanguageStages
+
+
+def learned(stages: LanguageStages, name: str, folder: Path, scratch: Path) -> None:
+    """Prompts and completions of both splits, and where they are from."""
+    rows = stages.task_source.learning(name, scratch / "helm")
+    for split, examples in ((TRAIN, rows.train), (VALIDATION, rows.validation)):
+        pairs = [[example.prompt, example.completion] for example in examples]
+        (folder / LEARNED[split]).write_text(json.dumps(pairs, ensure_ascii=False), encoding="utf-8")
+    used = {TRAIN: len(rows.train), VALIDATION: len(rows.validation)}
+    (folder / PROVENANCE).write_text(json.dumps({**rows.provenance, "used": used}, indent=1))
+
+
+def exam(stages: LanguageStages, name: str, folder: Path, scratch: Path) -> None:
+    """The exams of a task, one a part."""
+    exams = suite_of(stages, scratch / "helm").exams(name, stages.task_source.parts(name))
+    (folder / EXAM).write_text(json.dumps([each.plain() for each in exams], ensure_ascii=False), encoding="utf-8")
+
+
+def suite_of(stages: LanguageStages, benchmark: Path) -> HelmSuite:
+    """HELM with this job's settings.
+
+    Args:
+        benchmark: its folder, of this process alone.
+    """
+    backbone, tasks = backbone_of(stages), stages.run.tasks
+    return HelmSuite(
+        stages.task_source.data, benchmark, backbone.tokenizer, backbone.context, tasks.shots, tasks.instances
+    )
+
+
+def base(stages: LanguageStages, folder: Path, scratch: Path) -> None:
+    """Which model θ₀ is; its weights stay where they lie."""
+    entries = MappedCheckpoint(backbone_of(stages).folder).entries.values()
+    record = {
+        "source": stages.backbone_source.identity, "bytes": sum(entry.nbytes for entry in entries),
+        "parameters": sum(entry.numel for entry in entries if entry.dtype.is_floating_point),
+    }  # fmt: skip
+    (folder / "base.json").write_text(json.dumps(record, indent=1))
+
+
+def expert(stages: LanguageStages, name: str, folder: Path, scratch: Path) -> None:
+    """Fine-tune on one task."""
+    fine_tune, run = finetunings[stages.run.finetune.name].load(), stages.run
+    rows, held_out = (examples_of(stages, name, split) for split in (TRAIN, VALIDATION))
+    fine_tune(backbone_of(stages), name, rows, held_out, run.finetune, run.training_seed, folder, scratch)
+
+
+def imported_expert(stages: LanguageStages, source: Source, folder: Path, scratch: Path) -> None:
+    """Check that a published expert is this backbone's, and copy it as it is: an adapter, or a whole model.
+
+    Raises:
+        UserError: if it does not fit, or holds NaN or infinity.
+    """
+    weights = expert_weights(backbone_of(stages), source.folder)
+    names = (*weights.pairs, *weights.whole) if isinstance(weights, Adapter) else tuple(weights)
+    for name in names:
+        checkpoints.check_finite(weights[name], f"{source.folder}: {name}")
+    for pattern in ("*.safetensors", "*.json"):
+        for file in source.folder.glob(pattern):
+            shutil.copyfile(file, folder / file.name)
+    (folder / "expert.json").write_text(json.dumps({"source": source.identity}, indent=1))

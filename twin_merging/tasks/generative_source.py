@@ -1,0 +1,82 @@
+"""The generative suite as a source of tasks: where their files are, what is learned from and what is asked."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from twin_merging import assets, config
+from twin_merging.errors import UserError
+from twin_merging.evaluation.helm.files import identity
+from twin_merging.evaluation.helm.tasks import TASKS
+from twin_merging.tasks.generative import LearningRows, learning_identity, learning_rows
+from twin_merging.tasks.offline_generative import ASSET, OFFLINE, offline_folder
+
+
+class Generative:
+    """MMLU, TruthfulQA, BBQ, CNN/DailyMail, XSum and GSM8K as HELM has them.
+
+    Args:
+        options: which of them, their parts, and how many rows.
+        paths: files are in ``data``/generative/TASK in HELM's layout; without ``data``, some tasks are in the offline assets.
+    """
+
+    def __init__(self, options: config.GenerativeTasks, paths: config.Paths):
+        self.options = options
+        self._given = Path(paths.data).expanduser() if paths.data else None
+        self._assets = assets.asset_folder(paths.assets)
+
+    def known(self) -> tuple[str, ...]:
+        """Names of all tasks."""
+        return tuple(TASKS)
+
+    def assets(self, name: str) -> tuple[str, ...]:
+        """Assets that the task is read from.
+
+        Raises:
+            UserError: if it is in no asset and there is no local folder.
+        """
+        if self._given is not None:
+            return ()
+        if name not in OFFLINE or self._source(name) != name:
+            raise UserError(
+                "the offline assets do not have this task's rows", key="paths.data", found="null", hint=f"or one of {', '.join(OFFLINE)}",
+                expected=f"a folder with generative/{self._source(name)} in HELM's layout",
+            )  # fmt: skip
+        return (ASSET,)
+
+    @cached_property
+    def data(self) -> Path:
+        """The folder that holds ``generative``."""
+        return offline_folder(self._assets) if self._given is None else self._given
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """The parts of a task that are asked and learned from; none: all whose files are there."""
+        return tuple((self.options.parts or {}).get(name, ()))
+
+    def learning_identity(self, name: str) -> dict[str, Any]:
+        """What determines the rows that the expert and the router learn from, but for how many are taken."""
+        return learning_identity(self._source(name), self.parts(name), self.data)
+
+    def exam_identity(self, name: str) -> dict[str, Any]:
+        """What determines the rows that are evaluated, and those shown with them, but for how many are taken."""
+        return identity(name, self.parts(name), self.data)
+
+    def learning(self, name: str, benchmark: Path) -> LearningRows:
+        """The rows that the expert and the router learn from.
+
+        Args:
+            benchmark: HELM's folder, of this process alone.
+
+        Raises:
+            UserError: as of ``learning_rows``.
+        """
+        found = learning_rows(
+            self._source(name), self.parts(name), self.data, benchmark, seed=self.options.split_seed
+        )  # fmt: skip
+        limit = self.options.rows
+        return LearningRows(found.train[: limit.train], found.validation[: limit.validation], found.provenance)
+
+    def _source(self, name: str) -> str:
+        return (self.options.learn or {}).get(name, name)
