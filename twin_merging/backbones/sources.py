@@ -17,6 +17,8 @@ from twin_merging.mirror.folder import MANIFEST, find_model
 ASSET = "asset:"
 HASHED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja")
 """What a model comes as and what identifies it: weights, configuration, tokenizer and its chat template."""
+CONFIGS = ("config.json", "adapter_config.json")
+"""One of these is in the folder of a model, or of an adapter."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def _shapes(file: Path) -> list[list[int]]:
 
 def _fingerprint(folder: Path, key: str) -> dict[str, str]:
     files = sorted({file for pattern in HASHED for file in folder.glob(pattern)})
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in CONFIGS):
         raise UserError(
             "no model in this folder", key=key, found=folder, expected="config.json and safetensors weights"
         )

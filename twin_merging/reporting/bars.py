@@ -17,6 +17,7 @@ from matplotlib.patches import Patch
 STYLES: dict[str, dict[str, Any]] = {
     "oracle": {"facecolor": "#0072B2", "hatch": None},
     "routed": {"facecolor": "#E69F00", "hatch": "///"},
+    "none": {"facecolor": "#0072B2", "hatch": None},
 }
 OTHER_STYLE: dict[str, Any] = {"facecolor": "#999999", "hatch": ".."}
 EDGE: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.6}
@@ -127,6 +128,7 @@ def _legend(figure: Figure, bars: Sequence[Bar], reference: str) -> None:
     handles: list[Any] = [
         Patch(label=f"{heads} heads", **EDGE, **STYLES.get(heads, OTHER_STYLE))
         for heads in dict.fromkeys(bar.heads for bar in bars)
+        if heads != "none"
     ]
     handles.append(Line2D([], [], label=reference, **REFERENCE))
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, borderaxespad=0.2)

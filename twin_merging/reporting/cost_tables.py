@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twin_merging.reporting.methods import Estimate, Method, estimate, join_seeds
-from twin_merging.reporting.tables import MISSING, OFFLINE_WARNING, Cell, Column, Table, human_bytes
+from twin_merging.reporting.tables import MISSING, NO_HEADS, OFFLINE_WARNING, Cell, Column, Table, human_bytes
 
 NOTES = (
     "Parameters: floating-point numbers that answering needs, heads included; stored: bytes on disk, with masks and indices.",
@@ -28,8 +28,9 @@ def cost_table(results: Sequence[dict[str, Any]]) -> Table | None:
     methods = join_seeds([result for result in results if result.get("costs")])
     if not methods:
         return None
+    with_heads = any(method.heads != NO_HEADS for method in methods)
     columns = (
-        Column("method", "", ("method",), "key"), Column("heads", "", ("heads",), "key"),
+        Column("method", "", ("method",), "key"), *([Column("heads", "", ("heads",), "key")] if with_heads else []),
         _number("parameters", "", "parameters"), _number("stored", "", "bytes stored"),
         _number("training tokens", "", "training tokens"), _number("of experts", "tokens", "training tokens of experts"),
         _number("made in", "s", "seconds to make"), _number("peak memory", "", "peak memory"),
@@ -39,7 +40,7 @@ def cost_table(results: Sequence[dict[str, Any]]) -> Table | None:
     named = " and ".join(sorted(filter(None, machines)))
     timed = (TIMED_NOTE + (f" Measured on {named}." if named else ""),) if machines else ()
     warning = OFFLINE_WARNING if any(result["offline_suite"] for result in results) else None
-    return Table("Costs", columns, tuple(map(_row, methods)), (*NOTES, *timed), warning)
+    return Table("Costs", columns, tuple(_row(method, with_heads) for method in methods), (*NOTES, *timed), warning)
 
 
 def write_cost_table(table: Table, folder: Path) -> list[Path]:
@@ -61,7 +62,7 @@ def human_count(count: float) -> str:
     return f"{count:.1f} T"
 
 
-def _row(method: Method) -> tuple[Cell, ...]:
+def _row(method: Method, with_heads: bool) -> tuple[Cell, ...]:
     def of(find: Callable[[dict[str, Any]], float | None], show: Callable[[float], str]) -> Cell:
         return _cell(estimate([find(result) for result in method.results]), show)
 
@@ -69,7 +70,7 @@ def _row(method: Method) -> tuple[Cell, ...]:
         return of(lambda result: (result.get("inference") or {}).get(key), lambda value: f"{value:.{decimals}f}")
 
     return (
-        Cell(method.label, (method.label,)), Cell(method.heads, (method.heads,)),
+        Cell(method.label, (method.label,)), *([Cell(method.heads, (method.heads,))] if with_heads else []),
         of(lambda result: sum(part["parameters"] for part in result["costs"]["stored"].values()), human_count),
         of(lambda result: result["bytes_stored"], human_bytes),
         of(lambda result: result["costs"]["training_tokens"]["after_experts"], human_count),

@@ -72,7 +72,7 @@ def _draw(axes: Axes, line: Line, colour: str, marker: str) -> None:
     means = [point.mean for _, point in line.points]
     style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.4}
     style["linestyle"] = DASHES.get(line.heads, "-")
-    style["label"] = fill(f"{line.label}, {line.heads} heads", LABEL_WIDTH)
+    style["label"] = fill(line.label + ("" if line.heads == "none" else f", {line.heads} heads"), LABEL_WIDTH)
     if line.heads == "routed":
         style["markerfacecolor"] = "white"
     spreads = [point.half_width or 0.0 for _, point in line.points]

@@ -17,12 +17,14 @@ Scalar = str | int | float | None
 OFFLINE_WARNING = "offline suite: not comparable with the paper's numbers"
 SCORE_NOTE = "Task columns: raw score / normalized score. Normalized = 100 × raw / reference."
 PERCENT_NOTE = "Raw scores are × 100, except those of metrics that have no maximum of 1."
+ROWS_NOTE = "(low to high): 95 % confidence interval of the raw score over the test rows."
 SEED_NOTE = "±: half-width of the 95 % confidence interval over seeds (Student t)."
 MISSING = "–"
 HEADS = {
     "oracle": "oracle: the head of the true task answers",
     "routed": "routed: the head of the router's top task answers",
 }
+NO_HEADS = "none"  # where tasks are answered by text
 # Parts of the names of metrics whose best value is 1, which papers print × 100.
 SHARES = ("accuracy", "match", "f1", "matthews", "pearson", "spearman", "correlation", "rouge", "bleu", "auc", "recall")
 
@@ -76,11 +78,12 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
     Raw scores are printed × 100 where the metric is a share or a correlation; the values behind the cells are as measured.
     """
     methods, metrics = join_seeds(results), task_metrics(results)
+    with_heads = any(method.heads != NO_HEADS for method in methods)
     warned = any(result["offline_suite"] for result in results)
     return Table(
         title=_title(results),
-        columns=_columns(metrics),
-        rows=tuple(_row(method, metrics) for method in methods),
+        columns=_columns(metrics, with_heads),
+        rows=tuple(_row(method, metrics, with_heads) for method in methods),
         notes=tuple(_notes(methods, metrics)),
         warning="; ".join([*([OFFLINE_WARNING] if warned else []), *_leaks(results)]) or None,
     )
@@ -112,14 +115,14 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _columns(metrics: dict[str, str]) -> tuple[Column, ...]:
+def _columns(metrics: dict[str, str], with_heads: bool) -> tuple[Column, ...]:
     tasks = [
         Column(task, metric, tuple(f"{task} {field}" for field in _TASK_FIELDS), "task")
         for task, metric in metrics.items()
     ]
     return (
         Column("method", "", ("method",), "key"),
-        Column("heads", "", ("heads",), "key"),
+        *([Column("heads", "", ("heads",), "key")] if with_heads else []),
         Column("seeds", "", ("seeds", "number of seeds"), "summary"),
         *tasks,
         Column("average", "normalized", ("average normalized", "average normalized ±"), "summary"),
@@ -131,12 +134,12 @@ def _columns(metrics: dict[str, str]) -> tuple[Column, ...]:
 _TASK_FIELDS = ("raw", "raw ±", "normalized", "normalized ±", "reference")
 
 
-def _row(method: Method, metrics: dict[str, str]) -> tuple[Cell, ...]:
+def _row(method: Method, metrics: dict[str, str], with_heads: bool) -> tuple[Cell, ...]:
     average, stored, seconds = (method.value(key) for key in ("average_normalized", "bytes_stored", "seconds"))
     seeds = method.seeds
     return (
         Cell(method.label, (method.label,)),
-        Cell(method.heads, (method.heads,)),
+        *([Cell(method.heads, (method.heads,))] if with_heads else []),
         Cell(str(len(seeds)), (" ".join(map(str, seeds)), len(seeds))),
         *(_task_cell(method, task, metric) for task, metric in metrics.items()),
         Cell(average.text() if average else MISSING, _values(average)),
@@ -151,8 +154,16 @@ def _task_cell(method: Method, task: str, metric: str) -> Cell:
     if raw is None:
         return Cell(MISSING, values)
     scale = raw_scale(metric)
-    shown = raw.text(scale, decimals=1 if scale == 100 else 3)
+    decimals = 1 if scale == 100 else 3
+    shown = raw.text(scale, decimals)
+    if _shows_rows(method) and (bounds := method.interval(task)):
+        shown += f" ({' to '.join(f'{scale * bound:.{decimals}f}' for bound in bounds)})"
     return Cell(f"{shown} / {normalized.text() if normalized else MISSING}", values)
+
+
+def _shows_rows(method: Method) -> bool:
+    """Whether its scores have their interval over test rows, of which language models answer few."""
+    return method.heads == NO_HEADS and len(method.results) == 1
 
 
 def _values(value: Estimate | None) -> tuple[Scalar, Scalar]:
@@ -177,6 +188,7 @@ def _notes(methods: Sequence[Method], metrics: dict[str, str]) -> list[str]:
         heads.append("of finetuned its whole expert")
     notes.append(f"Heads: {'; '.join(heads)}." if heads else "")
     notes.append(SEED_NOTE if any(len(method.results) > 1 for method in methods) else "")
+    notes.append(ROWS_NOTE if any(map(_shows_rows, methods)) else "")
     notes += [trial_note(methods) or "", *_choice_notes(methods)]
     notes += _expert_notes(results)
     repeats = sum(method.repeats for method in methods)

@@ -13,6 +13,7 @@ from twin_merging.config import finetunings
 from twin_merging.evaluation.helm.suite import HelmSuite
 from twin_merging.experts.language import expert_weights
 from twin_merging.mapped import MappedCheckpoint
+from twin_merging.pipeline.cache import MANIFEST
 from twin_merging.pipeline.language.read import EXAM, LEARNED, PROVENANCE, backbone_of, examples_of
 from twin_merging.standalone.adapters import Adapter
 from twin_merging.tasks.base import TRAIN, VALIDATION
@@ -78,5 +79,6 @@ def imported_expert(stages: LanguageStages, source: Source, folder: Path, scratc
         checkpoints.check_finite(weights[name], f"{source.folder}: {name}")
     for pattern in ("*.safetensors", "*.json"):
         for file in source.folder.glob(pattern):
-            shutil.copyfile(file, folder / file.name)
+            if file.name != MANIFEST:  # of a cache that it is taken from
+                shutil.copyfile(file, folder / file.name)
     (folder / "expert.json").write_text(json.dumps({"source": source.identity}, indent=1))

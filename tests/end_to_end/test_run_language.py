@@ -1,0 +1,251 @@
+"""Tasks that a language model answers by text, through ``run.py``: experts, merges, twins, both judges."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_exams
+import torch
+from backbones.tiny_language import save_language
+from commands import Outcome, lasting, numbers, refused, results, run, succeed
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+METHODS = "pretrained,finetuned,weight_averaging,task_arithmetic,ties,twin"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny language model."""
+    return save_language(tmp_path_factory.mktemp("base"), context=1024, words=tiny_exams.WORDS)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``paths.data`` with three tasks."""
+    return tiny_exams.save_exams(tmp_path_factory.mktemp("exams"))
+
+
+@pytest.fixture(scope="module")
+def small(base: Path, data: Path) -> list[str]:
+    """The arguments of a job that takes seconds."""
+    return [
+        "backbone=smollm2", f"backbone.pretrained={base}", "tasks=generative", f"tasks.names=[{','.join(tiny_exams.TASKS)}]",
+        "tasks.shots=0", f"paths.data={data}", "finetune=causal_lora", "finetune.rank=8", "finetune.alpha=16",
+        "finetune.epochs=16", "finetune.lr=2e-2", "finetune.batch_size=8", "finetune.dropout=0", "finetune.max_length=512",
+        "evaluation=native", "router.source=train", "router.epochs=60", "router.lr=5e-3", "precision=fp32", "device=cpu",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all methods ran from an empty cache, into ``sweep``."""
+    place = tmp_path_factory.mktemp("language")
+    arguments = [f"merge_method={METHODS}", "sparsifier.rank=24", "hydra.sweep.dir=sweep"]
+    succeed("-m", *small, *arguments, folder=place)
+    return place
+
+
+def scores(result: dict[str, Any], key: str = "normalized") -> dict[str, float]:
+    return {name: task[key] for name, task in result["tasks"].items()}
+
+
+def one(small: list[str], folder: Path, name: str, *arguments: str) -> tuple[dict[str, Any], Outcome]:
+    """The results of one more job on the same cache."""
+    outcome = succeed(*small, *arguments, f"hydra.run.dir={name}", folder=folder)
+    return json.loads((folder / name / "results.json").read_text()), outcome
+
+
+def computed(outcome: Outcome) -> set[str]:
+    """The names of the stages that a job computed."""
+    return {line.split()[0] for line in outcome.lines("computed in")}
+
+
+def test_experts_learn_their_tasks_and_merging_takes_something(folder: Path):
+    found = {method: result for (method, _), result in results(folder / "sweep").items()}
+    assert list(found["finetuned"]["tasks"]) == list(tiny_exams.TASKS)
+    assert min(scores(found["finetuned"], "raw").values()) > 0.8
+    assert found["finetuned"]["average_normalized"] == 100
+    assert found["pretrained"]["average_normalized"] < 20
+    assert found["task_arithmetic"]["average_normalized"] < 60 < 90 < found["twin"]["average_normalized"]
+
+
+def test_results_say_all_that_was_asked_and_scored(folder: Path):
+    found = results(folder / "sweep")["twin", "none"]
+    task = found["tasks"]["mmlu"]
+    assert (task["metric"], task["judge"], task["rows"]) == ("exact_match", "native", 24)
+    assert task["parts"].keys() == set(tiny_exams.SUBJECTS)
+    assert task["scores"].keys() == {"exact_match", "quasi_exact_match"}
+    low, high = task["confidence_interval"]
+    assert low < task["raw"] <= high + 1e-9
+    provenance = found["provenance"]["data"]["gsm8k"]
+    assert (provenance["used"], provenance["exams"][0]["rows"]) == ({"train": 36, "validation": 4}, 10)
+    assert provenance["files"].keys() == {"gsm_data_train", "gsm_data_test"}
+    assert found["provenance"]["checkpoints"].keys() == {"base", "expert mmlu", "expert gsm8k", "expert xsum"}
+    assert found["offline_suite"] is False
+    assert not any(choice["split"] == "test" for choice in found["choices"])
+    routing = found["routing"]
+    assert routing["task_names"] == list(tiny_exams.TASKS)
+    assert [sum(row) for row in routing["confusion"]] == [24, 10, 10]
+    assert routing["accuracy"] == sum(row[index] for index, row in enumerate(routing["confusion"])) / 44 > 0.9
+    stored = found["costs"]["stored"]
+    assert stored["heads"]["bytes"] == 0 < stored["router"]["bytes"] < stored["encoder"]["bytes"]
+    assert found["costs"]["training_tokens"]["after_experts"] > 0
+
+
+def test_the_table_has_intervals_and_no_heads(folder: Path):
+    header, _, *rows = [line for line in (folder / "sweep/table.md").read_text().splitlines() if line.startswith("|")]
+    assert "heads" not in header
+    assert len(rows) == len(METHODS.split(","))
+    assert "100.0 (86.2 to 100.0) / 100.0" in next(row for row in rows if row.startswith("| finetuned"))
+
+
+def stage_folder(folder: Path, name: str, label: str) -> Path:
+    """The artefact of a stage in the cache, of an expert that which is an adapter."""
+    holds = {"expert": "adapter_config.json"}.get(name, "manifest.json")
+    (found,) = [
+        path.parent
+        for path in (folder / "outputs/cache" / name).glob("*/manifest.json")
+        if json.loads(path.read_text())["label"] == label and path.with_name(holds).exists()
+    ]
+    return found
+
+
+def test_a_merge_holds_what_differs_from_the_base_by_pefts_own_products(folder: Path, base: Path):
+    start = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    total = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in start.items()}
+    for name in tiny_exams.TASKS:
+        model = AutoModelForCausalLM.from_pretrained(base)
+        expert = PeftModel.from_pretrained(model, stage_folder(folder, "expert", name)).merge_and_unload().state_dict()
+        for key in total:
+            total[key] += expert[key].double() - start[key].double()
+    merged = load_file(stage_folder(folder, "merge", "task_arithmetic") / "merged.safetensors")
+    assert set(merged) == {key for key, tensor in total.items() if tensor.any()}
+    assert len(merged) == 14  # seven matrices of two layers
+    for key, tensor in merged.items():
+        torch.testing.assert_close(tensor.double(), start[key].double() + 0.3 * total[key], rtol=0, atol=1e-5)
+
+
+def test_helm_judges_as_the_native_scores_do(small: list[str], folder: Path):
+    native = results(folder / "sweep")["twin", "none"]
+    helm, outcome = one(small, folder, "helm", "merge_method=twin", "sparsifier.rank=24", "evaluation=helm")
+    assert computed(outcome) == {"marks", "result"}  # the same answers
+    for name, task in helm["tasks"].items():
+        assert (task.pop("judge"), native["tasks"][name].pop("judge")) == ("helm", "native")
+        expected = native["tasks"][name]
+        assert task.keys() == expected.keys()
+        for key in task:
+            assert task[key] == (pytest.approx(expected[key]) if name == "xsum" else expected[key]), key
+
+
+def test_again_everything_comes_from_the_cache(small: list[str], folder: Path):
+    before = results(folder / "sweep")["twin", "none"]
+    again, outcome = one(small, folder, "again", "merge_method=twin", "sparsifier.rank=24")
+    assert numbers(again) == numbers(before)
+    assert not computed(outcome)
+
+
+def test_another_seed_keeps_experts_and_merges_that_draw_nothing(small: list[str], folder: Path):
+    arguments = ["merge_method=twin", "sparsifier.rank=24", "seed=1", "experts.seed=0"]
+    result, outcome = one(small, folder, "seed", *arguments)
+    assert computed(outcome) == {"router", "answer", "marks", "result"}
+    assert result["seed"] == 1
+
+
+def test_a_sweep_that_is_done_is_resumed_without_work(small: list[str], folder: Path):
+    arguments = [f"merge_method={METHODS}", "sparsifier.rank=24", "hydra.sweep.dir=sweep", "sweep.resume=true"]
+    outcome = succeed("-m", *small, *arguments, folder=folder)
+    assert "6 of 6 jobs are done already" in outcome.text
+
+
+def test_a_killed_job_goes_on_and_ends_as_one_that_was_not(small: list[str], folder: Path, tmp_path: Path):
+    """Half of the cache is there, and one artefact is damaged as no kill of ours would leave it."""
+    cache = tmp_path / "cache"
+    shutil.copytree(folder / "outputs/cache", cache)
+    for name in ("merge", "exclusive", "answer", "marks", "result"):
+        shutil.rmtree(cache / name)
+    adapter = stage_folder(folder, "expert", "xsum").name
+    (cache / "expert" / adapter / "manifest.json").unlink()
+    (cache / "expert" / adapter / "adapter_model.safetensors").write_bytes(b"")
+    arguments = ["merge_method=twin", "sparsifier.rank=24", f"paths.cache={cache}"]
+    result, outcome = one(small, tmp_path, "on", *arguments)
+    assert computed(outcome) >= {"expert", "merge", "exclusive", "answer"}
+    before = results(folder / "sweep")["twin", "none"]
+    assert lasting(result)["tasks"] == before["tasks"]
+    assert result["provenance"]["checkpoints"] == before["provenance"]["checkpoints"]
+
+
+def test_a_true_route_and_all_ranks_are_the_experts(small: list[str], folder: Path):
+    arguments = ["merge_method=twin", "router=oracle", "inference=group_wise", "inference.groups=2"]
+    kept = [argument for argument in small if not argument.startswith("router.")]
+    for sparsifier in (["sparsifier=none"], ["sparsifier.rank=24"]):  # dense matrices, and factors
+        name = "_".join(sparsifier).replace("=", "_")
+        result, _ = one(kept, folder, f"oracle_{name}", *arguments, *sparsifier)
+        assert scores(result) == dict.fromkeys(tiny_exams.TASKS, 100)
+
+
+def test_an_svd_of_dense_matrices_is_that_of_the_factors(small: list[str], folder: Path):
+    """On a shared expert that is not linear, and on one that is, with a rank that only the spectrum tells."""
+    arguments = ["merge_method=twin", "merge_method@merge_method.shared=ties", "sparsifier.rank=8"]
+    result, outcome = one(small, folder, "ties", *arguments)
+    assert "basis" in computed(outcome)
+    assert result["average_normalized"] > 60
+    result, _ = one(small, folder, "energy", "merge_method=twin", "sparsifier.energy=0.999")
+    assert result["average_normalized"] > 90
+
+
+def test_experts_that_others_trained_and_tasks_without_an_expert(small: list[str], folder: Path):
+    adapters = {name: stage_folder(folder, "expert", name) for name in tiny_exams.TASKS}
+    for place in adapters.values():
+        assert {path.name for path in place.iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
+    sources = "{" + ", ".join(f"{name}: '{place}'" for name, place in adapters.items()) + "}"
+    result, _ = one(
+        small, folder, "imported", "merge_method=task_arithmetic", f"experts.sources={sources}", "tasks.unseen=[xsum]"
+    )
+    assert result["tasks"]["xsum"]["unseen"] == "expert"
+    assert result["average_raw"] == pytest.approx(sum(scores(result, "raw")[name] for name in ("mmlu", "gsm8k")) / 2)
+    assert result["costs"]["training_tokens"]["experts"] is None
+    own = results(folder / "sweep")["finetuned", "none"]
+    assert scores(result, "reference") == scores(own, "raw")
+
+
+def test_whole_models_merge_too(small: list[str], folder: Path, base: Path):
+    arguments = ["merge_method=weight_averaging", "finetune=causal_full", "tasks.names=[mmlu,xsum]", "finetune.lr=2e-3"]
+    kept = [argument for argument in small if not argument.startswith(("finetune", "tasks.names"))]
+    result, _ = one(kept, folder, "full", *arguments, "finetune.epochs=2", "finetune.batch_size=8")
+    assert result["costs"]["stored"]["encoder"]["bytes"] > 0
+    assert set(result["tasks"]) == {"mmlu", "xsum"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["tasks.names=[mmlu,hellaswag]"], ["tasks.names", "hellaswag", "gsm8k"]),
+        (["tasks.parts={mmlu: [biologie]}"], ["mmlu biologie", "nearest", "biology"]),
+        (["tasks.shots=200", "backbone.context=64"], ["context is too short"]),
+        (["parameters.include=[nothing]"], ["parameters", "no parameter is left"]),
+        (["sparsifier.rank=500"], ["sparsifier.rank", "1 to"]),
+        (["router.layer=9"], ["router.layer", "fewer layers"]),
+    ],
+)
+def test_what_does_not_fit_is_told_before_work(small: list[str], folder: Path, arguments: list[str], says: list[str]):
+    outcome = refused(*small, *arguments, folder=folder, says=says)
+    assert "expert" not in computed(outcome)
+
+
+def test_a_damaged_adapter_is_named(small: list[str], folder: Path, tmp_path: Path):
+    place = tmp_path / "adapter"
+    shutil.copytree(stage_folder(folder, "expert", "mmlu"), place)
+    (place / "manifest.json").unlink()
+    config = json.loads((place / "adapter_config.json").read_text())
+    (place / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
+    arguments = ["merge_method=task_arithmetic", f"experts.sources={{mmlu: '{place}'}}"]
+    refused(*small, *arguments, folder=folder, says=["use_dora", str(place)])
+    outcome = run(*small, "merge_method=task_arithmetic", "experts.sources={mmlu: /nowhere/at/all}", folder=folder)
+    assert outcome.code == 2
+    assert "experts.sources.mmlu" in outcome.text
