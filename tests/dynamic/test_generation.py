@@ -50,6 +50,22 @@ def test_a_batch_goes_on_as_each_prompt_does_alone(kind, beams):
     assert twin.mixture.weights is None
 
 
+@pytest.mark.parametrize("layer", [-1, 1])
+@pytest.mark.parametrize("kind", list(LANGUAGE))
+def test_a_batch_is_routed_as_each_prompt_is_alone(kind, layer):
+    """Padding on the left moves no token: models count positions from a prompt's own first token."""
+    model, (ids, mask) = language(kind, torch.float32), prompts()
+    router = Router(MlpRouter(layer=layer), model.config.hidden_size, T)
+    twin, seen = TwinMergedModel(model, exclusive_of(model, True, 0.3), router=router.eval()), []
+    asked = router.weights
+    router.weights = lambda states: seen.append(states) or asked(states)
+    twin.generate(ids, attention_mask=mask, pad_token_id=0, max_new_tokens=1, do_sample=False)
+    together = seen.pop()
+    for row in range(B):
+        twin.route(input_ids=ids[row][mask[row].bool()].unsqueeze(0))
+        torch.testing.assert_close(together[row], seen.pop()[0], rtol=1e-4, atol=1e-5)
+
+
 def test_sampled_sequences_of_a_prompt_all_have_its_weights():
     model = language("llama", torch.float32)
     deltas, (ids, mask) = exclusive_of(model, True, 0.3), prompts()

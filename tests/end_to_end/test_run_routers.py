@@ -48,6 +48,7 @@ def test_no_encoder_runs_for_the_router(routed: tuple[Path, list[str]], finished
     assert before - twin == {
         ("router", "mlp"), ("encode", "validation rows by the task_arithmetic encoder"),
         ("encode", "test rows by the task_arithmetic encoder"),
+        *(("lengths", f"{name}, validation rows") for name in tiny.TASKS),
     }  # fmt: skip
     static = [stage["label"] for stage in found["task_arithmetic", "routed"]["stages"] if stage["name"] == "encode"]
     assert "test rows by the task_arithmetic encoder" in static  # from which its heads answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,7 +157,11 @@ class TwinMergedModel(nn.Module):
             arguments: as of transformers' ``generate``; ``attention_mask`` tells tokens from padding.
         """
         if weights is None and self.router is not None:
-            given = {name: arguments[name] for name in ("attention_mask",) if name in arguments}
+            given, mask = {}, arguments.get("attention_mask")
+            if mask is not None:
+                given["attention_mask"] = mask
+                if "position_ids" in inspect.signature(self.encoder.forward).parameters:
+                    given["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)  # padding on the left shifts no token
             weights = self.route(input_ids=input_ids, **given)
         with self._sequences(weights):
             return self.encoder.generate(input_ids=input_ids, **arguments)
