@@ -227,6 +227,7 @@ def test_whole_models_merge_too(small: list[str], folder: Path, base: Path):
     [
         (["tasks.names=[mmlu,hellaswag]"], ["tasks.names", "hellaswag", "gsm8k"]),
         (["tasks.parts={mmlu: [biologie]}"], ["mmlu biologie", "nearest", "biology"]),
+        (["tasks.parts={mmlo: [law]}"], ["tasks.parts", "mmlo", "nearest", "mmlu"]),
         (["tasks.shots=200", "backbone.context=64"], ["context is too short"]),
         (["parameters.include=[nothing]"], ["parameters", "no parameter is left"]),
         (["sparsifier.rank=500"], ["sparsifier.rank", "1 to"]),

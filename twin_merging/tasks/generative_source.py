@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,11 @@ class Generative:
         """What determines the rows that are evaluated, and those shown with them, but for how many are taken."""
         return identity(name, self.parts(name), self.data)
 
+    def rows(self, name: str) -> config.LearningCounts:
+        """How many rows of a task are learned from at most."""
+        limit = self.options.rows
+        return replace(limit, train=(self.options.train_rows or {}).get(name, limit.train))
+
     def learning(self, name: str, benchmark: Path) -> LearningRows:
         """The rows that the expert and the router learn from.
 
@@ -75,7 +81,7 @@ class Generative:
         found = learning_rows(
             self._source(name), self.parts(name), self.data, benchmark, seed=self.options.split_seed
         )  # fmt: skip
-        limit = self.options.rows
+        limit = self.rows(name)
         return LearningRows(found.train[: limit.train], found.validation[: limit.validation], found.provenance)
 
     def _source(self, name: str) -> str:
