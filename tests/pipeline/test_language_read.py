@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from backbones.tiny_language import backbone_of, save_language
 from end_to_end import tiny_exams
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -17,6 +18,7 @@ from twin_merging.evaluation.exams import Exam
 from twin_merging.evaluation.helm.suite import HelmSuite
 from twin_merging.parts import Parts
 from twin_merging.pipeline.language.merging import Pieces
+from twin_merging.pipeline.language.routing import fitting
 
 
 def test_an_exam_comes_back_from_json_as_it_was(tmp_path: Path):
@@ -50,3 +52,12 @@ def test_a_tensor_is_written_once_all_its_pieces_are_there(tmp_path: Path):
     found = load_file(tmp_path / "all.safetensors")
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def test_prompts_to_learn_routing_from_fit_into_the_context(tmp_path: Path):
+    backbone = backbone_of(save_language(tmp_path / "base", context=96))
+    assert fitting(backbone, "a short one") == "a short one"
+    long = " ".join(f"word{number}" for number in range(200))
+    cut = fitting(backbone, long)
+    assert long.startswith(cut)
+    assert 60 < len(backbone.tokenize([cut])[0]) < 96
