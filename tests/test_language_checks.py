@@ -66,7 +66,6 @@ def test_a_shared_expert_that_needs_data():
         (["router=mlp_early", "inference.lower=shared"], "inference.lower"),
         (["experts.source='x/{task}'", "experts.labels={bbq: [a, b]}"], "experts.labels"),
         (["finetune.batch_size=10", "finetune.micro_batch=4"], "finetune.micro_batch"),
-        (["tasks.parts={mmlu: [law]}"], "tasks.parts"),
         (["tasks.learn={bbq: dolly}"], "tasks.learn.bbq"),
         (["tasks.names=[]"], "tasks.names"),
         (["merge_method=finetuned", "tasks.unseen=[bbq]"], "tasks.unseen"),

@@ -13,7 +13,7 @@ from twin_merging.config import (
     domain_of,
     merge_methods,
 )
-from twin_merging.errors import UserError, unknown
+from twin_merging.errors import UserError
 
 DOMAINS = ("tasks", "finetune", "evaluation")
 """Groups whose option is for tasks of one kind, as the backbone's is."""
@@ -41,7 +41,7 @@ def check_language(run: RunConfig) -> None:
     Raises:
         UserError: for the first key that contradicts another one, or asks for what there is for classifiers alone.
     """
-    _check_rows(run.tasks)
+    _check_learning(run.tasks)
     for key, method in _methods(run).items():
         _check_method(key, method)
     if isinstance(run.router, TfidfRouter):
@@ -98,13 +98,8 @@ def _is_usable(options: Any) -> bool:
     return getattr(options, "needs", None) is None and (options.name == "twin" or options.name not in NOT_STATIC)
 
 
-def _check_rows(tasks: Any) -> None:
-    """Check the keys that are set by task."""
-    named = list(dict.fromkeys([*tasks.names, *tasks.unseen]))
-    for key in ("parts", "learn"):
-        for name in getattr(tasks, key) or {}:
-            if name not in named:
-                raise unknown(f"tasks.{key}", name, named, "task of this job")
+def _check_learning(tasks: Any) -> None:
+    """Check what experts learn from."""
     for name, source in (tasks.learn or {}).items():
         if (name, source) != ("mmlu", DOLLY) and source != name:
             raise UserError(

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny_exams
+from backbones.tiny_language import save_language
 from commands import ROOT, results, succeed
 from tiny_glue import save_glue, save_roberta
 
@@ -36,6 +38,7 @@ SMALL = {
     "num_attention_heads": 2,
     "intermediate_size": 96,
 }  # of rank 76 at least
+LANGUAGE = ["backbone.pretrained=language", "paths.data=EXAMS", "tasks.names=[mmlu,gsm8k]", "finetune.epochs=1"]
 QUICK = "merge_method=ties,dare_ties,regmean,tsv_merge,emr"  # hundreds of steps are no quicker on few rows
 LOOKS = ("--help", "--cfg", "cache=")
 pytestmark = pytest.mark.slow
@@ -50,6 +53,8 @@ def start_folder(data: Path, need_asset: Callable[[str], Path], tmp_path_factory
     source = data / "text"
     for name, original in zip("ab", sorted(source.iterdir()), strict=False):
         shutil.copytree(original, folder / "DIR/text" / name)
+    save_language(folder / "language", context=2048, words=tiny_exams.WORDS)
+    tiny_exams.save_exams(folder / "EXAMS")
     save_roberta(folder / "roberta", save_glue(folder / "DIR"), **SMALL)
     return folder
 
@@ -73,6 +78,10 @@ def test_a_command_of_the_readme_runs(command: str, start_folder: Path):
     if any("experts.source" in argument for argument in arguments):
         has_experts(start_folder)
     before = set(start_folder.rglob("results.json"))
+    if "+exp=generative_smollm2" in arguments:
+        succeed(*arguments, *LANGUAGE, folder=start_folder)
+        assert set(start_folder.rglob("results.json")) > before
+        return
     quick = [QUICK] if "+exp=quickstart_methods" in arguments else []
     if of_roberta:  # which comes from the hub
         quick = ["backbone.pretrained=roberta", "paths.data=DIR"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import tiny_exams
 import torch
 from backbones.tiny_language import save_language
-from commands import Outcome, lasting, numbers, refused, results, run, succeed
+from commands import Outcome, finish, lasting, numbers, refused, results, run, start, succeed, wait_until
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -163,21 +164,31 @@ def test_a_sweep_that_is_done_is_resumed_without_work(small: list[str], folder: 
     assert "6 of 6 jobs are done already" in outcome.text
 
 
-def test_a_killed_job_goes_on_and_ends_as_one_that_was_not(small: list[str], folder: Path, tmp_path: Path):
-    """Half of the cache is there, and one artefact is damaged as no kill of ours would leave it."""
+def test_what_a_cache_lacks_is_made_again_as_it_was(small: list[str], folder: Path, tmp_path: Path):
     cache = tmp_path / "cache"
     shutil.copytree(folder / "outputs/cache", cache)
     for name in ("merge", "exclusive", "answer", "marks", "result"):
         shutil.rmtree(cache / name)
-    adapter = stage_folder(folder, "expert", "xsum").name
-    (cache / "expert" / adapter / "manifest.json").unlink()
-    (cache / "expert" / adapter / "adapter_model.safetensors").write_bytes(b"")
     arguments = ["merge_method=twin", "sparsifier.rank=24", f"paths.cache={cache}"]
     result, outcome = one(small, tmp_path, "on", *arguments)
-    assert computed(outcome) >= {"expert", "merge", "exclusive", "answer"}
+    assert computed(outcome) == {"merge", "exclusive", "answer", "marks", "result"}
     before = results(folder / "sweep")["twin", "none"]
     assert lasting(result)["tasks"] == before["tasks"]
     assert result["provenance"]["checkpoints"] == before["provenance"]["checkpoints"]
+
+
+def test_killed_fine_tuning_goes_on_from_its_checkpoint(small: list[str], folder: Path, tmp_path: Path):
+    arguments = [*small, "merge_method=finetuned", "tasks.names=[xsum]"]
+    process = start(*arguments, "hydra.run.dir=killed", folder=tmp_path)
+    unfinished = tmp_path / "outputs/cache/unfinished"
+    assert wait_until(lambda: any(unfinished.glob("expert-*/checkpoint-*/complete")), process), finish(process).text
+    process.kill()
+    assert finish(process).code == -signal.SIGKILL
+    assert not list(tmp_path.glob("outputs/cache/expert/*/manifest.json"))
+    _, outcome = one(arguments, tmp_path, "on")
+    assert outcome.lines("xsum", "goes on from step"), outcome.text
+    own, whole = (stage_folder(place, "expert", "xsum") / "adapter_model.safetensors" for place in (tmp_path, folder))
+    assert own.read_bytes() == whole.read_bytes()
 
 
 def test_a_true_route_and_all_ranks_are_the_experts(small: list[str], folder: Path):
@@ -227,6 +238,7 @@ def test_whole_models_merge_too(small: list[str], folder: Path, base: Path):
     [
         (["tasks.names=[mmlu,hellaswag]"], ["tasks.names", "hellaswag", "gsm8k"]),
         (["tasks.parts={mmlu: [biologie]}"], ["mmlu biologie", "nearest", "biology"]),
+        (["tasks.parts={mmlo: [law]}"], ["tasks.parts", "mmlo", "nearest", "mmlu"]),
         (["tasks.shots=200", "backbone.context=64"], ["context is too short"]),
         (["parameters.include=[nothing]"], ["parameters", "no parameter is left"]),
         (["sparsifier.rank=500"], ["sparsifier.rank", "1 to"]),

@@ -26,6 +26,8 @@ def save_exams(folder: Path) -> Path:
             for number in range(count)
         ]
         _write(folder / f"generative/gsm8k/data/{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    asked = [{"instruction": f"What is {thing}?", "context": "", "response": "A thing."} for thing in THINGS]
+    _write(folder / "generative/dolly/dolly_sample.jsonl", "".join(json.dumps(row) + "\n" for row in asked))
     articles = {
         split: [{"document": f"{_question(chance, split)} {number}.", "summary": SUMMARY} for number in range(count)]
         for split, count in {"train": 40, "validation": 2, "test": 10}.items()

@@ -53,6 +53,7 @@ class GenerativeTasks:
     )
     learn: dict[str, str] | None = option(None, "by task, what its expert learns from in place of its own rows: dolly")
     rows: LearningCounts = field(default_factory=LearningCounts)
+    train_rows: dict[str, int] | None = option(None, "by task, in place of rows.train", low=1)
     shots: int = option(5, "solved rows in a prompt, at most", low=0)
     instances: int = option(100, "rows that are evaluated of each part, at most", low=1)
     split_seed: int = option(0, "seed of which rows are validation", low=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ def adapt(model: PreTrainedModel, config: LoraConfig) -> Any:
         UserError: if the targets match no layer that can be adapted.
     """
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", ".*is_gradient_checkpointing.*", FutureWarning
+            )  # peft's reading of a model
+            return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"no layer to adapt ({error})", key="finetune.targets", found=config.target_modules) from error

@@ -101,5 +101,6 @@ def _rows(run: RunConfig) -> list[Piece]:
             raise unknown("tasks.names", name, source.known(), "task")
         found += [_asset(asset) for asset in source.assets(name)]
         if hasattr(source, "rows_to_mirror"):
-            found.append(source.rows_to_mirror(name))
+            pieces = source.rows_to_mirror(name)
+            found += [pieces] if isinstance(pieces, Piece) else pieces
     return found

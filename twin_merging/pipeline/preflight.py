@@ -64,7 +64,8 @@ def _check_names(stages: Graph) -> None:
     """Raise a UserError if a key that is set by task names one that there is not. Tasks that are left out may be named."""
     known = stages.task_source.known()
     by_task = {f"experts.{key}": getattr(stages.run.experts, key) for key in ("sources", "labels", "reference")}
-    for key, given in {**by_task, "tasks.train_rows": getattr(stages.run.tasks, "train_rows", None)}.items():
+    by_task |= {f"tasks.{key}": getattr(stages.run.tasks, key, None) for key in ("train_rows", "parts", "learn")}
+    for key, given in by_task.items():
         for name in given or {}:
             if name not in known:
                 raise unknown(key, name, known, "task")

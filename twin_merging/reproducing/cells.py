@@ -133,7 +133,7 @@ def provenance(plan: Plan, results: dict[str, dict[str, Any]], keys: dict[str, s
         made = result["provenance"] if result else {}
         records.append(
             {
-                "row": cell.row.head, "seed": cell.seed, "expert_seed": cell.run.training_seed, "heads": cell.run.evaluation.heads,
+                "row": cell.row.head, "seed": cell.seed, "expert_seed": cell.run.training_seed, "heads": cell.run.heads,
                 "overrides": redact(list(cell.overrides)), "config": redact(to_plain(cell.run)), "config_hash": keys.get(cell.name),
                 "status": "done" if result else "missing", "git_commit": made.get("git_commit"),
                 "reported_at_git_commit": git_commit(), "results": f"cells/{keys[cell.name]}/results.json" if result else None,

@@ -177,8 +177,9 @@ def _notes(plan: Plan, done: Done) -> list[str]:
     if plan.comparable and not any(row.paper for row in item.rows):
         notes = ["The paper draws this and prints no numbers."]
     notes.append(NORMALIZED)
-    heads = dict.fromkeys(cell.run.evaluation.heads for cell in plan.cells)
-    notes.append("Heads: " + "; ".join(HEADS[name] for name in heads) + ".")
+    heads = [HEADS[name] for name in dict.fromkeys(cell.run.heads for cell in plan.cells) if name in HEADS]
+    if heads:
+        notes.append(f"Heads: {'; '.join(heads)}.")
     training = {cell.run.training_seed for cell in plan.cells}
     fixed = plan.cells[0].run.experts.seed is not None
     if plan.cells[0].run.experts.source is not None:

@@ -70,7 +70,7 @@ def learning_rows(source: str, parts: Sequence[str], data: Path, benchmark: Path
     rows = {part: read_rows(task, part, data, benchmark) for part in dict.fromkeys((*chosen, *known))}
     evaluated = {row.group for part in rows.values() for row in part if row.split == TASKS[task].split}
     if source == DOLLY:
-        path = _dolly_file(data)
+        path = dolly_file(data)
         files, found = {DOLLY: path}, [(letters(asked), example) for asked, example in _dolly_rows(path)]
     else:
         files = {
@@ -104,7 +104,7 @@ def learning_identity(source: str, parts: Sequence[str], data: Path) -> dict[str
     """
     from twin_merging.evaluation.helm.files import identity
 
-    dolly = {DOLLY: sha256_of(_dolly_file(data))} if source == DOLLY else {}
+    dolly = {DOLLY: sha256_of(dolly_file(data))} if source == DOLLY else {}
     rows = identity("mmlu" if source == DOLLY else source, (), data)
     return {"source": source, "parts": list(parts), "reader": 1, "dolly": dolly, "rows": rows}
 
@@ -126,7 +126,12 @@ def _cut(rows: list[tuple[str, Example]], seed: str) -> tuple[list[Example], lis
     return sorted(train, key=lambda example: place(example.prompt)), validation
 
 
-def _dolly_file(data: Path) -> Path:
+def dolly_file(data: Path) -> Path:
+    """Dolly's rows in a folder of data.
+
+    Raises:
+        UserError: if they are not there.
+    """
     folder = data / "generative" / DOLLY
     for name in DOLLY_FILES:
         if (folder / name).is_file():

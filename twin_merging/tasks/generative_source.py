@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from twin_merging import assets, config
 from twin_merging.errors import UserError
-from twin_merging.evaluation.helm.files import identity
+from twin_merging.evaluation.helm.files import FOLDER, identity, known_parts, source_files
 from twin_merging.evaluation.helm.tasks import TASKS
-from twin_merging.tasks.generative import LearningRows, learning_identity, learning_rows
+from twin_merging.mirror.folder import ASSETS
+from twin_merging.mirror.piece import Piece, local_rows
+from twin_merging.tasks.generative import DOLLY, LearningRows, dolly_file, learning_identity, learning_rows
 from twin_merging.tasks.offline_generative import ASSET, OFFLINE, offline_folder
 
 
@@ -19,13 +22,17 @@ class Generative:
 
     Args:
         options: which of them, their parts, and how many rows.
-        paths: files are in ``data``/generative/TASK in HELM's layout; without ``data``, some tasks are in the offline assets.
+        paths: files are in ``data``/generative/TASK in HELM's layout, or in the same way in ``mirror``; else some tasks are in
+            the offline assets.
     """
 
     def __init__(self, options: config.GenerativeTasks, paths: config.Paths):
         self.options = options
+        mirror = Path(paths.mirror).expanduser() if paths.mirror else None
         self._given = Path(paths.data).expanduser() if paths.data else None
-        self._assets = assets.asset_folder(paths.assets)
+        if self._given is None and mirror is not None and (mirror / FOLDER).is_dir():
+            self._given = mirror
+        self._assets = assets.asset_folder(str(mirror / ASSETS) if mirror else paths.assets)
 
     def known(self) -> tuple[str, ...]:
         """Names of all tasks."""
@@ -46,6 +53,17 @@ class Generative:
             )  # fmt: skip
         return (ASSET,)
 
+    def rows_to_mirror(self, name: str) -> list[Piece]:
+        """The files of all its parts, as rows that one part asks are learned from in no other; none of the assets' tasks."""
+        if self._given is None:
+            return []
+        found = {path for part in known_parts(name, self.data) for path in source_files(name, part, self.data).values()}
+        pieces = [local_rows(f"{FOLDER}/{name}", self.data / FOLDER / name, sorted(found))]
+        if self._source(name) == DOLLY:
+            file = dolly_file(self.data)
+            pieces.append(local_rows(f"{FOLDER}/{DOLLY}", file.parent, [file]))
+        return pieces
+
     @cached_property
     def data(self) -> Path:
         """The folder that holds ``generative``."""
@@ -63,6 +81,11 @@ class Generative:
         """What determines the rows that are evaluated, and those shown with them, but for how many are taken."""
         return identity(name, self.parts(name), self.data)
 
+    def rows(self, name: str) -> config.LearningCounts:
+        """How many rows of a task are learned from at most."""
+        limit = self.options.rows
+        return replace(limit, train=(self.options.train_rows or {}).get(name, limit.train))
+
     def learning(self, name: str, benchmark: Path) -> LearningRows:
         """The rows that the expert and the router learn from.
 
@@ -75,7 +98,7 @@ class Generative:
         found = learning_rows(
             self._source(name), self.parts(name), self.data, benchmark, seed=self.options.split_seed
         )  # fmt: skip
-        limit = self.options.rows
+        limit = self.rows(name)
         return LearningRows(found.train[: limit.train], found.validation[: limit.validation], found.provenance)
 
     def _source(self, name: str) -> str:

@@ -35,7 +35,7 @@ def merged(stages: LanguageStages, method: Any, folder: Path, scratch: Path) -> 
     found, parts = layout_of(stages), Parts(scratch / "parts")
     stack = Stack(found.base, found.experts, found.selected)
     names = parts.missing(changed(found))
-    pieces = _Pieces(parts, {name: stack.base[name] for name in names})
+    pieces = Pieces(parts, {name: stack.base[name] for name in names})
     load = merge_methods[method.name].load()
     merge_into(pieces.write, load, method, stack, seed=stages.run.seed, names=names, dtype=torch.float32)
     parts.join(folder / MERGED)
@@ -67,7 +67,7 @@ def _dense(stages: LanguageStages, found: Layout) -> Stack:
     return exclusive_knowledge(shared, found.experts, changed(found))
 
 
-class _Pieces:
+class Pieces:
     """Merged numbers as they come, in any order and from several threads; a tensor is written once it is whole.
 
     Args:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from twin_merging import checkpoints
+from twin_merging.backbones.causal_lm import CausalLMBackbone
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import routers
 from twin_merging.pipeline.language.read import (
@@ -28,6 +29,7 @@ from twin_merging.tasks.generation import Request
 if TYPE_CHECKING:
     from twin_merging.pipeline.language.stages import LanguageStages
 
+SPARE = 16  # tokens: those of a text that is cut may be a few more than it was cut to
 STATES, TOKENS, ROUTER = "states.safetensors", "tokens.json", "router.safetensors"
 
 
@@ -84,7 +86,16 @@ def _requests(stages: LanguageStages, split: str) -> dict[str, Sequence[Request]
         return {
             name: [request for exam in exams_of(stages, name) for request in exam.requests] for name in stages.evaluated
         }
-    rows = stages.run.router.rows
+    rows, backbone = stages.run.router.rows, backbone_of(stages)
     return {
-        name: [Request(row.prompt, 1) for row in examples_of(stages, name, split, rows)] for name in stages.names
-    }  # fmt: skip
+        name: [Request(fitting(backbone, row.prompt), 1) for row in examples_of(stages, name, split, rows)]
+        for name in stages.names
+    }
+
+
+def fitting(backbone: CausalLMBackbone, prompt: str) -> str:
+    """A prompt to learn routing from, which HELM has not cut to the model's context: what has no room is cut off its end."""
+    (ids,) = backbone.tokenize([prompt])
+    if backbone.context is None or len(ids) < backbone.context:
+        return prompt
+    return backbone.tokenizer.decode(ids[: max(1, backbone.context - SPARE)], skip_special_tokens=True)

@@ -39,7 +39,7 @@ class LanguageStages(Graph):
         """The rows that a task's expert and the router learn from, in two splits."""
         tasks = self.run.tasks
         options = {
-            "source": self.task_source.learning_identity(name), "name": name, "rows": to_plain(tasks.rows), "seed": tasks.split_seed,
+            "source": self.task_source.learning_identity(name), "name": name, "rows": to_plain(self.task_source.rows(name)), "seed": tasks.split_seed,
         }  # fmt: skip
         return Stage("data", f"{name}, to learn from", options, (), by("language.data", "learned", self, name))
 
