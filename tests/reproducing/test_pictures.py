@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,6 +50,16 @@ def test_pictures_are_drawn(name: str, tmp_path: Path):
     assert plan.item.title[:20] in text
     if plan.item.draw == "gamma_grid":
         assert text.count("γ of CoLA") == 4
+
+
+def test_a_picture_says_what_was_changed(tmp_path: Path):
+    plan = made_up_plan("figure_4", tmp_path, comparable=False)
+    results = {cell.name: made_up(cell.row, random.Random(0)) for cell in plan.cells}
+    changed = replace(plan, given=("paths.data=here", "tasks.rows.test=80"))
+    _, svg = pictures.draw(changed, results)
+    text = " ".join(svg.read_text().split())
+    assert "changed by tasks.rows.test=80: not" in text
+    assert "paths.data" not in text
 
 
 @pytest.mark.parametrize("name", DRAWN)

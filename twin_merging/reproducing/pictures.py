@@ -45,8 +45,9 @@ def draw(plan: Plan, results: Results) -> list[Path]:
         _DRAWINGS[plan.item.draw or ""](figure, plan, results)
         title = f"{name_of(plan.item)}: {plan.item.title}"
         top = figure.get_figheight()
-        figure.text(0.5, TOP + 0.5 / top, fill(title, 90), ha="center", va="bottom", fontsize="large")
-        words = warning_of(plan) or f"suite {plan.suite}, {plan.backbone}"
+        words = fill(warning_of(plan) or f"suite {plan.suite}, {plan.backbone}", 110)
+        above = 0.3 + 0.2 * len(words.splitlines())  # inches that the words take
+        figure.text(0.5, TOP + above / top, fill(title, 90), ha="center", va="bottom", fontsize="large")
         figure.text(0.5, TOP + 0.25 / top, words, ha="center", va="bottom", **WARNING)
         return save(figure, plan.folder, plan.item.name)
 

@@ -151,9 +151,13 @@ def _title(plan: Plan) -> str:
     name = name_of(plan.item)
     if plan.comparable:
         return f"{name}: {plan.item.title}. Suite {plan.suite}, {plan.backbone}"
+    return f"{name}, built on the suite {plan.suite} ({plan.backbone}){_changed(plan)}: {plan.item.title}"
+
+
+def _changed(plan: Plan) -> str:
+    """The overrides that make the suite another one."""
     changes = [text for text in plan.given if not is_neutral(text)]
-    changed = f", changed by {' '.join(changes)}" if changes else ""
-    return f"{name}, built on the suite {plan.suite} ({plan.backbone}){_short(changed)}: {plan.item.title}"
+    return _short(f", changed by {' '.join(changes)}") if changes else ""
 
 
 def _short(text: str, most: int = 160) -> str:
@@ -164,7 +168,7 @@ def warning_of(plan: Plan) -> str | None:
     """What has to stand with every table and picture of another suite than the paper's."""
     if plan.comparable:
         return None
-    return f"suite {plan.suite} with {plan.backbone}: not comparable with the paper's numbers, which are {PAPER_BACKBONE}-base's"
+    return f"suite {plan.suite} with {plan.backbone}{_changed(plan)}: not comparable with the paper's numbers, which are {PAPER_BACKBONE}-base's"
 
 
 def _notes(plan: Plan, done: Done) -> list[str]:
