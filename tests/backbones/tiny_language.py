@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from twin_merging.backbones.causal_lm import CausalLMBackbone
 from twin_merging.config import CausalLM
+from twin_merging.tasks.generation import Request
 
 END = "<end>"
 
@@ -48,3 +50,22 @@ def save_language(
 
 def backbone_of(folder: Path, **options) -> CausalLMBackbone:
     return CausalLMBackbone(CausalLM(pretrained=str(folder), **options), folder, torch.device("cpu"), autocast=False)
+
+
+def some_requests(count: int = 11, new: int = 12) -> list[Request]:
+    """Prompts of very different lengths."""
+    chance = random.Random(0)
+    texts = ["".join(chance.choices("abcdefgh ,.?\n", k=chance.randint(1, 40))) for _ in range(count)]
+    return [Request(text, new) for text in texts]
+
+
+def reference(model, tokenizer, request: Request) -> str:
+    """What transformers' own greedy search says to one prompt, cut before the first stop."""
+    ids = torch.tensor([tokenizer(request.prompt)["input_ids"]])
+    found = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=request.max_new_tokens, do_sample=False, pad_token_id=0
+    )
+    text = tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
+    for stop in request.stop:
+        text = text.split(stop)[0]
+    return text
