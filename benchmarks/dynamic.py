@@ -23,7 +23,7 @@ import memory
 import torch
 from dynamic_pictures import draw
 from floors import floors, where_time_goes
-from routed_ways import FAST, STATIC, Encoder, Ways, decoding
+from routed_ways import FAST, PLACE, STATIC, Encoder, Ways, decoding
 from torch import Tensor
 
 RANKS = (1, 4, 16, 64, 76)
@@ -61,10 +61,12 @@ def measure(case: str, rank: int, kernels: str, ways: Ways, repeats: int, profil
         for name, way in ways.items():
             if name in SLOW and turn > 1:
                 continue
-            before, start = memory.settled(), time.perf_counter()
+            before, start = memory.settled(PLACE["device"].type), time.perf_counter()
             found[name] = way.run()
+            if PLACE["device"].type == "cuda":
+                torch.cuda.synchronize()
             seconds.setdefault(name, []).append(time.perf_counter() - start)
-            peaks[name] = memory.added_since(before)
+            peaks[name] = memory.added_since(before, PLACE["device"].type)
             least[name] = floors(way.twin)
     times = {name: median(each[1:]) for name, each in seconds.items()}
     rows = []
@@ -101,13 +103,17 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", help="cases whose name starts with this: encoder, others, tokens, experts, decoding"
     )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of models and knowledge")
     parser.add_argument("--profile", action="store_true", help="print the operations that take most of the time")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
+    PLACE.update(device=torch.device(asked.device), dtype=getattr(torch, asked.dtype))
+    kinds = KERNELS if asked.device == "cpu" else KERNELS[:1]  # oneDNN is the CPU's
     rows: list[dict] = []
 
     def add(case: str, rank: int, make: Callable[[str], Ways]) -> None:
-        for kernels in KERNELS if case.startswith(asked.only) else ():
+        for kernels in kinds if case.startswith(asked.only) else ():
             rows.extend(measure(case, rank, kernels, make(kernels), asked.repeats, asked.profile))
             asked.json.write_text(json.dumps(rows, indent=1))
 

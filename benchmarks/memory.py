@@ -1,15 +1,21 @@
-"""The memory that a piece of work adds to this process, as the kernel counts it."""
+"""The memory that a piece of work adds to this process, as the kernel counts it, or on a GPU as torch does."""
 
 from __future__ import annotations
 
 import ctypes
 from pathlib import Path
 
+import torch
+
 STATUS, REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def settled() -> int | None:
+def settled(device: str = "cpu") -> int | None:
     """Kilobytes in use once freed memory is given back and the peak is forgotten; None where that is not possible."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() >> 10
     try:
         ctypes.CDLL(None).malloc_trim(0)
         REFS.write_text("5")
@@ -18,8 +24,10 @@ def settled() -> int | None:
     return of("VmRSS")
 
 
-def added_since(before: int | None) -> int | None:
+def added_since(before: int | None, device: str = "cpu") -> int | None:
     """The kilobytes of the highest peak above ``before``, at least 1."""
+    if before is not None and device == "cuda":
+        return max((torch.cuda.max_memory_allocated() >> 10) - before, 1)
     return None if before is None else max(of("VmHWM") - before, 1)
 
 

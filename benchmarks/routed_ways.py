@@ -22,6 +22,10 @@ STATIC, FAST = "static", "static, same kernels"
 CHECKED = 4  # examples of the batch that are compared with merged models
 MEMORY = "3GB"  # for dense deltas
 CHUNK = 2  # examples whose whole weights vmap has at a time
+PLACE = {
+    "device": torch.device("cpu"),
+    "dtype": torch.float32,
+}  # of models, knowledge and weights; changed before any is made
 
 
 class Way(NamedTuple):
@@ -44,7 +48,7 @@ Ways = dict[str, Way]
 def roberta(attention: str = "sdpa") -> nn.Module:
     """An encoder of RoBERTa-base's size."""
     torch.manual_seed(0)
-    return RobertaModel(RobertaConfig(attn_implementation=attention), add_pooling_layer=False).eval()
+    return RobertaModel(RobertaConfig(attn_implementation=attention), add_pooling_layer=False).eval().to(**PLACE)
 
 
 def smollm2() -> nn.Module:
@@ -57,7 +61,12 @@ def smollm2() -> nn.Module:
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(10)  # so that rounding does not decide between two tokens
-    return model
+    return model.to(**PLACE)
+
+
+def there(ids: Tensor) -> Tensor:
+    """Token ids, where models are."""
+    return ids.to(PLACE["device"])
 
 
 def knowledge(model: nn.Module, experts: int, rank: int) -> dict[str, Factors | Tensor]:
@@ -65,13 +74,15 @@ def knowledge(model: nn.Module, experts: int, rank: int) -> dict[str, Factors | 
     generator, found = torch.Generator().manual_seed(rank), {}
 
     def drawn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator).to(**PLACE)
 
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
             m, n = parameter.shape
             found[name] = Factors(
-                drawn(experts, m, rank) / m**0.5, torch.full((experts, rank), 0.2), drawn(experts, n, rank) / n**0.5
+                drawn(experts, m, rank) / m**0.5,
+                torch.full((experts, rank), 0.2, **PLACE),
+                drawn(experts, n, rank) / n**0.5,
             )
         else:
             found[name] = 0.01 * drawn(experts, *parameter.shape)
@@ -80,7 +91,7 @@ def knowledge(model: nn.Module, experts: int, rank: int) -> dict[str, Factors | 
 
 def soft(examples: int, experts: int) -> Tensor:
     """Weights that leave no expert out."""
-    return torch.randn(examples, experts, generator=torch.Generator().manual_seed(1)).softmax(-1)
+    return torch.randn(examples, experts, generator=torch.Generator().manual_seed(1)).softmax(-1).to(**PLACE)
 
 
 class Encoder:
@@ -93,7 +104,7 @@ class Encoder:
     """
 
     def __init__(self, rank: int, experts: int = 8, examples: int = 32, tokens: int = 128):
-        self.ids = torch.randint(4, 50000, (examples, tokens), generator=torch.Generator().manual_seed(2))
+        self.ids = there(torch.randint(4, 50000, (examples, tokens), generator=torch.Generator().manual_seed(2)))
         self.mask, self.plain = torch.ones_like(self.ids), roberta()
         self.deltas = knowledge(self.plain, experts, rank)
         self.weights = soft(examples, experts)
@@ -148,7 +159,7 @@ class Encoder:
         for name, layer, lower in (
             ("routed by the last layer", -1, "mixed"), ("routed by layer 1", 1, "mixed"), ("routed by layer 1, in one pass", 1, "shared"),
         ):  # fmt: skip
-            router = MlpRouter(RouterOptions(layer=layer), self.hidden, self.experts).eval()
+            router = MlpRouter(RouterOptions(layer=layer), self.hidden, self.experts).eval().to(PLACE["device"])
             twin = self.twin(router, memory="1KB", kernels=kernels, lower=lower)
             found[name] = self._answered(twin)
         return found
@@ -223,11 +234,11 @@ class Encoder:
 
 def decoding(rank: int, new: int, kernels: str, slow: bool) -> Ways:
     """Ways to go on from eight prompts of different tasks."""
-    ids = torch.randint(4, 40000, (8, 32), generator=torch.Generator().manual_seed(2))
+    ids = there(torch.randint(4, 40000, (8, 32), generator=torch.Generator().manual_seed(2)))
     settings = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
     plain, weights = smollm2(), soft(8, 8)
     deltas = knowledge(plain, 8, rank)
-    router = MlpRouter(RouterOptions(layer=-1), plain.config.hidden_size, 8).eval()
+    router = MlpRouter(RouterOptions(layer=-1), plain.config.hidden_size, 8).eval().to(PLACE["device"])
     twin = TwinMergedModel(smollm2(), deltas, Exact(memory="1GB", kernels=kernels), router)
 
     def run(model: nn.Module, rows: slice = slice(None)) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,16 @@ from omegaconf import DictConfig
 
 from twin_merging import assets
 from twin_merging.errors import UserError
+
+ROOM = 8  # gigabytes that all tests together need for temporary files, if two workers run
+
+
+def pytest_report_header() -> str | None:
+    """A warning where the disk is too small, since it would come out as hundreds of odd errors."""
+    free = shutil.disk_usage(tempfile.gettempdir()).free / 1e9
+    return (
+        f"WARNING: {tempfile.gettempdir()} has {free:.1f} GB free, of {ROOM} that tests need" if free < ROOM else None
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,3 +65,14 @@ def need_asset() -> Callable[[str], Path]:
         return folder
 
     return get
+
+
+@pytest.fixture(scope="session")
+def cuda() -> str:
+    """``cuda``; skips where torch sees none. TWIN_TEST_DEVICE=cpu shows that such a test itself is right."""
+    import torch
+
+    device = os.environ.get("TWIN_TEST_DEVICE", "cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and torch sees none here")
+    return device

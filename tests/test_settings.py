@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -98,3 +100,53 @@ def test_every_job_of_a_sweep_has_its_own():
     jobs = plan(["+exp=glue_roberta", "merge_method=ties,task_arithmetic,twin", "sparsifier.rank=1,16"], True).jobs
     assert [run.sparsifier.rank for run in jobs] == [1, 16] * 3
     assert [getattr(run.merge_method, "grid", None) is not None for run in jobs] == [True] * 4 + [False] * 2
+
+
+def jobs_of(*overrides: str) -> list:
+    return plan(list(overrides), multirun=True).jobs
+
+
+QWEN = [
+    "transformer.h.0.attn.c_attn",
+    "transformer.h.0.attn.c_proj",
+    *(f"transformer.h.0.mlp.{x}" for x in ("w1", "w2", "c_proj")),
+]
+QWEN25 = [
+    *(f"model.layers.0.self_attn.{x}_proj" for x in "qkvo"), *(f"model.layers.0.mlp.{x}_proj" for x in ("gate", "up", "down")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("exp", ["generative_qwen", "generative_qwen72b"])
+def test_the_generative_suites_have_the_papers_settings(exp):
+    jobs = jobs_of(f"+exp={exp}", "paths.data=DIR")
+    assert {run.merge_method.name for run in jobs} >= {"pretrained", "finetuned", "task_arithmetic", "twin"}
+    tuning, tasks = jobs[0].finetune, jobs[0].tasks
+    assert (tuning.rank, tuning.alpha, tuning.dropout, tuning.lr) == (32, 16, 0.05, 2e-4)
+    assert (tuning.batch_size, tuning.epochs) == (128, 3)
+    for name in (*QWEN, *QWEN25):
+        assert re.fullmatch(tuning.targets, name)
+    assert not any(re.fullmatch(tuning.targets, name) for name in ("lm_head", "transformer.wte", "model.embed_tokens"))
+    assert tasks.shots == 5
+    assert jobs[-1].sparsifier.rank == 16
+    assert not jobs[0].backbone.trust_remote_code
+    if exp == "generative_qwen":
+        assert (tasks.names, tasks.learn) == (["mmlu", "truthful_qa", "bbq", "cnn_dm"], {"mmlu": "dolly"})
+        assert jobs[0].backbone.pretrained == "Qwen/Qwen-14B"
+        assert tuning.quantize == "none"
+    else:
+        assert (tasks.names, tuning.quantize) == (["truthful_qa", "bbq"], "nf4")
+        assert (jobs[0].backbone.pretrained, jobs[0].backbone.device_map) == ("Qwen/Qwen-72B", "auto")
+    arithmetic = next(run.merge_method for run in jobs if run.merge_method.name == "task_arithmetic")
+    assert arithmetic.scaling == 0.3
+
+
+@pytest.mark.parametrize("size", ["14b", "72b"])
+def test_todays_qwen_is_one_word_away(size):
+    run = jobs_of("+exp=generative_qwen", "paths.data=DIR", f"backbone=qwen2_5_{size}")[0]
+    assert run.backbone.pretrained == f"Qwen/Qwen2.5-{size.upper()}"
+
+
+def test_llama_is_fine_tuned_as_a_whole():
+    jobs = jobs_of("+exp=generative_llama7b", "paths.data=DIR")
+    assert (jobs[0].finetune.name, jobs[0].tasks.names) == ("causal_full", ["gsm8k", "truthful_qa"])
+    assert {run.merge_method.name for run in jobs} == {"pretrained", "finetuned", "task_arithmetic", "twin"}

@@ -10,6 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,12 @@ def results(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """Every results.json below ``folder`` by (merge method, heads)."""
     read = [json.loads(path.read_text()) for path in sorted(folder.rglob("results.json"))]
     return {(result["merge_method"], result["heads"]): result for result in read}
+
+
+def clear_merged(cache: Path) -> None:
+    """Delete merged models and what was extracted from them, of large models or of many, so that a disk has room for the rest."""
+    for stage in ("merge", "exclusive", "basis", "gram", "fisher"):
+        shutil.rmtree(cache / stage, ignore_errors=True)
 
 
 def numbers(result: dict[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,13 @@ import dataclasses
 import re
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import tiny_exams
 from backbones.tiny_language import save_language
-from commands import ROOT, results, succeed
+from commands import ROOT, clear_merged, results, succeed
 from tiny_glue import save_glue, save_roberta
 
 from twin_merging.config import merge_methods, sparsifiers
@@ -45,7 +45,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def start_folder(data: Path, need_asset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def all_commands(
+    data: Path, need_asset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """Where the commands start: the example method, two tasks a and b below DIR, and an empty cache."""
     need_asset("minilm")
     folder = tmp_path_factory.mktemp("readme")
@@ -56,7 +58,15 @@ def start_folder(data: Path, need_asset: Callable[[str], Path], tmp_path_factory
     save_language(folder / "language", context=2048, words=tiny_exams.WORDS)
     tiny_exams.save_exams(folder / "EXAMS")
     save_roberta(folder / "roberta", save_glue(folder / "DIR"), **SMALL)
-    return folder
+    yield folder
+    shutil.rmtree(folder)  # gigabytes
+
+
+@pytest.fixture
+def start_folder(all_commands: Path) -> Iterator[Path]:
+    """The same for each command, without what the one before merged: all together it would be many gigabytes."""
+    yield all_commands
+    clear_merged(all_commands / "outputs/cache")
 
 
 def has_experts(folder: Path) -> None:
@@ -78,8 +88,9 @@ def test_a_command_of_the_readme_runs(command: str, start_folder: Path):
     if any("experts.source" in argument for argument in arguments):
         has_experts(start_folder)
     before = set(start_folder.rglob("results.json"))
-    if "+exp=generative_smollm2" in arguments:
-        succeed(*arguments, *LANGUAGE, folder=start_folder)
+    if any(argument.startswith("+exp=generative_") for argument in arguments):
+        plain = ["finetune.quantize=none"] if "+exp=generative_qwen72b" in arguments else []  # bitsandbytes is an extra
+        succeed(*arguments, *LANGUAGE, *plain, folder=start_folder)
         assert set(start_folder.rglob("results.json")) > before
         return
     quick = [QUICK] if "+exp=quickstart_methods" in arguments else []

@@ -261,3 +261,11 @@ def test_a_damaged_adapter_is_named(small: list[str], folder: Path, tmp_path: Pa
     outcome = run(*small, "merge_method=task_arithmetic", "experts.sources={mmlu: /nowhere/at/all}", folder=folder)
     assert outcome.code == 2
     assert "experts.sources.mmlu" in outcome.text
+
+
+def test_a_model_with_code_of_its_own_is_refused_before_any_work(small, base, tmp_path):
+    foreign = shutil.copytree(base, tmp_path / "foreign")
+    config = json.loads((foreign / "config.json").read_text())
+    (foreign / "config.json").write_text(json.dumps(config | {"model_type": "qwen", "auto_map": {"AutoConfig": "x.Y"}}))
+    says = ["backbone.trust_remote_code", "qwen2_5_14b"]
+    refused(*small, f"backbone.pretrained={foreign}", folder=tmp_path, says=says)

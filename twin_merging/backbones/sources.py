@@ -17,6 +17,8 @@ from twin_merging.mirror.folder import MANIFEST, find_model
 ASSET = "asset:"
 HASHED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja")
 """What a model comes as and what identifies it: weights, configuration, tokenizer and its chat template."""
+CODE = "*.py"
+"""Modelling code that comes with weights, where ``backbone.trust_remote_code`` lets it run."""
 CONFIGS = ("config.json", "adapter_config.json")
 """One of these is in the folder of a model, or of an adapter."""
 
@@ -45,10 +47,11 @@ def locate(
         return Source(assets.model_folder(name, asset_folder), {"asset": name, "sha256": assets.identity(name)})
     if mirror is not None and (mirrored := find_model(mirror, pretrained, revision)) is not None:
         place, commit = mirrored
-        return Source(place, {"hub": pretrained, "commit": commit} if commit else {"files": _fingerprint(place, key)})
+        identity = {"hub": pretrained, "commit": commit} if commit else {"files": _fingerprint(place, key, patterns)}
+        return Source(place, identity)
     folder = Path(pretrained).expanduser()
     if folder.is_dir():
-        return Source(folder, {"files": _fingerprint(folder, key)})
+        return Source(folder, {"files": _fingerprint(folder, key, patterns)})
     if folder.is_absolute() or pretrained.startswith(".") or pretrained.count("/") > 1:
         raise UserError(
             "no such folder", key=key, found=pretrained, expected="a folder with config.json and safetensors weights"
@@ -59,6 +62,26 @@ def locate(
             hint="python scripts/mirror.py with the same arguments fetches it where a network is",
         )  # fmt: skip
     return _from_hub(pretrained, revision, key, patterns)
+
+
+def patterns_of(trust_remote_code: bool) -> tuple[str, ...]:
+    """The files that a model comes as, its code among them if that is going to run."""
+    return (*HASHED, CODE) if trust_remote_code else HASHED
+
+
+def check_code(folder: Path) -> None:
+    """Raise a UserError if transformers does not know the model's architecture, so that it needs code that comes with it."""
+    config = read_config(folder)
+    if "auto_map" not in config:
+        return
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if config.get("model_type") not in CONFIG_MAPPING_NAMES:
+        raise UserError(
+            "this model runs only by modelling code that comes with its weights", key="backbone.trust_remote_code",
+            found=f"false, and {config.get('model_type')} in {folder / 'config.json'}", expected="true, once you have read that code",
+            hint="or a backbone that transformers knows, such as backbone=qwen2_5_14b",
+        )  # fmt: skip
 
 
 def largest_rank(folder: Path) -> int | None:
@@ -104,8 +127,8 @@ def _shapes(file: Path) -> list[list[int]]:
     return [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
 
 
-def _fingerprint(folder: Path, key: str) -> dict[str, str]:
-    files = sorted({file for pattern in HASHED for file in folder.glob(pattern)})
+def _fingerprint(folder: Path, key: str, patterns: Sequence[str]) -> dict[str, str]:
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
     if not any((folder / name).is_file() for name in CONFIGS):
         raise UserError(
             "no model in this folder", key=key, found=folder, expected="config.json and safetensors weights"

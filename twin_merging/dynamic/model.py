@@ -79,7 +79,8 @@ class TwinMergedModel(nn.Module):
             exclusive.__setitem__, sparsifiers[sparsifier.name].load(), sparsifier, exclusive_knowledge(merged, others, start)
         )  # fmt: skip
         base.load_state_dict(merged, strict=False)
-        return cls(base, {name: exclusive[name] for name in start}, options, router)
+        model = cls(base, {name: exclusive[name] for name in start}, options, router)
+        return model.to(next(iter(start.values())).device)  # knowledge is made on the CPU
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, options: Exact | None = None) -> TwinMergedModel:

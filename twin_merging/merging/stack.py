@@ -1,4 +1,7 @@
-"""θ₀ and the experts of one architecture side by side, read whole or in cache-sized pieces by several workers."""
+"""θ₀ and the experts of one architecture side by side, read whole or in cache-sized pieces by several workers.
+
+Whatever device the tensors are on, the CPU merges them: each number is read once and little is done with it.
+"""
 
 from __future__ import annotations
 
@@ -44,11 +47,11 @@ class Stack:
         base = self.base[name]
         wide = torch.promote_types(base.dtype, torch.float32)
         if of == "views":
-            return base.to(wide), [expert[name].to(wide) for expert in self.experts]
+            return base.to("cpu", wide), [expert[name].to("cpu", wide) for expert in self.experts]
         stacked = torch.empty((len(self), *base.shape), dtype=wide)
         for row, expert in zip(stacked, self.experts, strict=True):
             row.copy_(expert[name])
-        base = base.to(wide)
+        base = base.to("cpu", wide)
         return base, stacked.sub_(base) if of == "deltas" else stacked
 
     def pieces(
@@ -66,14 +69,14 @@ class Stack:
             size = 4 * BLOCK if base.dtype == wide else BLOCK  # where nothing is copied, two pieces are in the cache
             for start in range(first, last, size):
                 part = slice(start, min(start + size, last))
-                yield start, base[part].to(wide), [expert[part].to(wide) for expert in experts]
+                yield start, base[part].to("cpu", wide), [expert[part].to("cpu", wide) for expert in experts]
             return
         buffer = torch.empty((len(experts), min(BLOCK, last - first)), dtype=wide)
         for start in range(first, last, BLOCK):
             stop = min(start + BLOCK, last)
-            here, stacked = base[start:stop].to(wide), buffer[:, : stop - start]
+            here, stacked = base[start:stop].to("cpu", wide), buffer[:, : stop - start]
             for row, expert in zip(stacked, experts, strict=True):
-                if of == "deltas" and expert.dtype == wide:
+                if of == "deltas" and expert.dtype == wide and expert.device == here.device:
                     torch.sub(expert[start:stop], here, out=row)
                 else:
                     row.copy_(expert[start:stop])

@@ -177,7 +177,7 @@ def _sample(stack: Stack, names: list[str], change: Change | None) -> np.ndarray
         first = -position % step
         position += stack.size(name)
         if first < stack.size(name):
-            base, *experts = (state[name].reshape(-1)[first::step] for state in (stack.base, *stack.experts))
+            base, *experts = (state[name].reshape(-1)[first::step].cpu() for state in (stack.base, *stack.experts))
             wide = torch.promote_types(base.dtype, torch.float32)
             deltas = torch.stack([expert.to(wide) for expert in experts]) - base.to(wide)
             drawn.append(_magnitudes(name, 0, deltas, change))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twin_merging import assets
-from twin_merging.backbones.sources import ASSET, HASHED
+from twin_merging.backbones.sources import ASSET, HASHED, patterns_of
 from twin_merging.config import RunConfig, task_sources
 from twin_merging.errors import UserError, unknown
 from twin_merging.experts.published import source_of, split_revision
@@ -72,10 +72,11 @@ def mirror_command(overrides: Sequence[str], mirror: str) -> str:
 def _models(run: RunConfig) -> list[Piece]:
     given = [(run.backbone.pretrained, run.backbone.revision)]
     sources = [source_of(run.experts, name) for name in run.tasks.names]
-    return [_model(*each) for each in (*given, *(split_revision(source) for source in sources if source is not None))]
+    experts = [_model(*split_revision(source)) for source in sources if source is not None]
+    return [*(_model(*each, patterns_of(run.backbone.trust_remote_code)) for each in given), *experts]
 
 
-def _model(name: str, revision: str | None) -> Piece:
+def _model(name: str, revision: str | None, patterns: tuple[str, ...] = HASHED) -> Piece:
     if name.startswith(ASSET):
         return _asset(name.removeprefix(ASSET))
     key = model_key(name, revision)
@@ -83,9 +84,9 @@ def _model(name: str, revision: str | None) -> Piece:
     place = f"models/{slug}-{sha256(key.encode()).hexdigest()[:8]}"
     folder = Path(name).expanduser()
     if folder.is_dir():
-        files = {path.name: path for pattern in HASHED for path in folder.glob(pattern)}
+        files = {path.name: path for pattern in patterns for path in folder.glob(pattern)}
         return Piece(key, place, files=files, weights=True)
-    return Piece(key, place, hub=(name, "model"), revision=revision, patterns=HASHED, weights=True)
+    return Piece(key, place, hub=(name, "model"), revision=revision, patterns=patterns, weights=True)
 
 
 def _asset(name: str) -> Piece:

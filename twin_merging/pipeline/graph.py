@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from twin_merging import assets
-from twin_merging.backbones.sources import Source, locate
+from twin_merging.backbones.sources import Source, locate, patterns_of
 from twin_merging.config import RunConfig, task_sources
 from twin_merging.errors import unknown
 from twin_merging.language_checks import is_language
@@ -77,7 +77,8 @@ class Graph(ABC):
     def backbone_source(self) -> Source:
         """The pre-trained model's folder."""
         backbone = self.run.backbone
-        return locate(backbone.pretrained, backbone.revision, self.asset_folder, mirror=self.mirror)
+        patterns = patterns_of(backbone.trust_remote_code)
+        return locate(backbone.pretrained, backbone.revision, self.asset_folder, patterns=patterns, mirror=self.mirror)
 
     @property
     def is_offline_suite(self) -> bool:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from twin_merging import assets
-from twin_merging.backbones.sources import checkpoint_bytes, largest_rank, layers_of
+from twin_merging.backbones.sources import check_code, checkpoint_bytes, largest_rank, layers_of
 from twin_merging.config import CausalLora, RunConfig
 from twin_merging.errors import UserError, unknown
 from twin_merging.pipeline.cache import Cache
@@ -41,6 +41,8 @@ def check_inputs(jobs: list[RunConfig]) -> list[str]:
             assets.fetch([asset for asset in needed if asset not in seen], stages.asset_folder)
             seen.update(needed)
         _check_names(stages)
+        if not run.backbone.trust_remote_code:
+            check_code(stages.backbone_source.folder)
         _check_rank(run, largest_rank(stages.backbone_source.folder))
         _check_layer(run, layers_of(stages.backbone_source.folder))
         keys.append(stages.result.key)

@@ -1,0 +1,70 @@
+"""Every stage of a job on a GPU, by run.py: the tiny tasks, and the tiny language model."""
+
+from __future__ import annotations
+
+import pytest
+import tiny_exams
+from backbones.tiny_language import save_language
+from commands import results, succeed
+
+METHODS = (
+    "finetuned,weight_averaging,task_arithmetic,ties,dare_ties,tsv_merge,fisher,regmean,emr,twin",
+    "adamerging,wudi,multitask,surgery",
+)
+BOTH = "evaluation.heads=oracle,routed"
+
+
+def there(arguments: list[str], cuda: str) -> list[str]:
+    return [f"device={cuda}" if argument == "device=cpu" else argument for argument in arguments]
+
+
+def test_all_methods_score_as_on_the_cpu(small, finished, cuda, tmp_path):
+    succeed("-m", f"merge_method={METHODS[0]}", BOTH, *there(small, cuda), "hydra.sweep.dir=sweep", folder=tmp_path)
+    found, here = results(tmp_path / "sweep"), results(finished.folder)
+    assert len(found) == 20
+    for result in found.values():
+        assert result["provenance"]["device"] == cuda
+    for key in set(found) & set(here):  # experts learn the same tasks, by sums of another order
+        assert found[key]["average_normalized"] == pytest.approx(here[key]["average_normalized"], abs=25)
+    assert found["finetuned", "oracle"]["average_normalized"] == 100
+    assert found["twin", "oracle"]["average_normalized"] > found["weight_averaging", "oracle"]["average_normalized"]
+
+
+@pytest.mark.parametrize("method", ["adamerging", "wudi", "surgery", "multitask"])
+def test_methods_that_learn(method, small, cuda, tmp_path):
+    steps = [] if method == "multitask" else ["merge_method.steps=30"]
+    two = "tasks.names=[colour,answer]"
+    succeed(f"merge_method={method}", *steps, *there(small, cuda), two, folder=tmp_path)
+    (result,) = results(tmp_path).values()
+    assert result["average_normalized"] > 40
+
+
+def test_bfloat16_of_its_own_accord(small, cuda, tmp_path):
+    own = [argument for argument in there(small, cuda) if not argument.startswith("precision")]
+    succeed("merge_method=twin", "inference=exact", *own, folder=tmp_path)
+    (result,) = results(tmp_path).values()
+    assert result["provenance"]["precision"] == "bf16" or cuda == "cpu"
+    assert result["average_normalized"] > 80
+    assert result["inference"]
+
+
+@pytest.mark.parametrize("finetune", ["causal_lora", "causal_full"])
+def test_language_models(finetune, cuda, tmp_path):
+    base = save_language(tmp_path / "base", context=1024, words=tiny_exams.WORDS)
+    arguments = [
+        "backbone=smollm2", f"backbone.pretrained={base}", "tasks=generative", f"tasks.names=[{','.join(tiny_exams.TASKS)}]",
+        "tasks.shots=0", f"paths.data={tiny_exams.save_exams(tmp_path / 'exams')}", f"finetune={finetune}",
+        "finetune.epochs=12", "finetune.batch_size=8", "finetune.max_length=512", "evaluation=native",
+        "router.source=train", "router.epochs=60", "router.lr=5e-3", f"device={cuda}",
+    ]  # fmt: skip
+    arguments += (
+        ["finetune.rank=8", "finetune.alpha=16", "finetune.lr=2e-2"]
+        if finetune == "causal_lora"
+        else ["finetune.lr=3e-3"]
+    )
+    methods = "merge_method=pretrained,finetuned,weight_averaging,ties,twin"
+    succeed("-m", methods, *arguments, "sparsifier.rank=24", "hydra.sweep.dir=sweep", folder=tmp_path)
+    found = {method: result["average_normalized"] for (method, _), result in results(tmp_path / "sweep").items()}
+    assert found["finetuned"] == 100
+    assert found["twin"] > found["weight_averaging"]
+    assert found["finetuned"] > found["pretrained"]
