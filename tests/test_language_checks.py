@@ -44,7 +44,7 @@ def test_options_for_texts_do_not_fit_an_encoder(option):
     assert "heads" in caught.value.message
 
 
-@pytest.mark.parametrize("name", ["fisher", "regmean", "adamerging", "surgery", "multitask", "emr"])
+@pytest.mark.parametrize("name", ["fisher", "regmean", "adamerging", "surgery", "emr"])
 def test_methods_that_need_data_or_heads(name):
     error = error_of(f"merge_method={name}")
     assert (error.key, error.found) == ("merge_method.name", name)

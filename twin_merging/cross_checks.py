@@ -97,7 +97,7 @@ def _check_method(run: RunConfig, merged: list[str]) -> None:
             raise UserError(
                 "one γ for each merged task", key=f"{key}.gamma", found=f"{len(gamma)} of them", expected=f"{len(merged)}: {', '.join(merged)}"
             )  # fmt: skip
-    if run.merge_method.name == "multitask" and run.finetune.name != "full":
+    if run.merge_method.name == "multitask" and run.finetune.name == "lora":
         raise UserError(
             "joint training trains all parameters", key="finetune.name", found=f"{run.finetune.name} with multitask",
             expected="full",

@@ -17,7 +17,7 @@ from twin_merging.errors import UserError
 
 DOMAINS = ("tasks", "finetune", "evaluation")
 """Groups whose option is for tasks of one kind, as the backbone's is."""
-NOT_STATIC = ("twin", "emr", "surgery", "multitask")
+NOT_STATIC = ("twin", "emr", "surgery")
 DOLLY = "dolly"
 
 

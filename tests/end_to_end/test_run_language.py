@@ -269,3 +269,21 @@ def test_a_model_with_code_of_its_own_is_refused_before_any_work(small, base, tm
     (foreign / "config.json").write_text(json.dumps(config | {"model_type": "qwen", "auto_map": {"AutoConfig": "x.Y"}}))
     says = ["backbone.trust_remote_code", "qwen2_5_14b"]
     refused(*small, f"backbone.pretrained={foreign}", folder=tmp_path, says=says)
+
+
+def test_joint_training_takes_the_experts_rows_and_stores_one_adapter(small, folder, tmp_path):
+    result, outcome = one(small, folder, "joint", "merge_method=multitask")
+    assert "multitask" in computed(outcome)
+    before = {method: result for (method, _), result in results(folder / "sweep").items()}
+    assert scores(result).keys() == scores(before["finetuned"]).keys()
+    assert result["average_normalized"] > before["weight_averaging"]["average_normalized"]
+    tokens = result["costs"]["training_tokens"]
+    assert tokens["multitask"] == tokens["experts"] == tokens["after_experts"] > 0
+    stored = {name: each["costs"]["stored"]["encoder"] for name, each in {**before, "multitask": result}.items()}
+    own = stored["multitask"]["parameters"] - stored["pretrained"]["parameters"]
+    assert 0 < 3 * own == stored["finetuned"]["parameters"] - stored["pretrained"]["parameters"]
+    assert [choice["what"] for choice in result["choices"]].count("epoch of all tasks") == 1
+    assert "expert all tasks" in result["provenance"]["checkpoints"]
+    left_out, _ = one(small, folder, "left_out", "merge_method=multitask", "tasks.unseen=[xsum]")
+    assert left_out["tasks"]["xsum"]["unseen"] == "expert"
+    assert left_out["costs"]["training_tokens"]["multitask"] < tokens["multitask"]

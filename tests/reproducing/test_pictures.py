@@ -27,6 +27,7 @@ def made_up(row: Row, chance: random.Random) -> dict[str, Any]:
     return {
         "average_normalized": chance.uniform(50, 100), "average_raw": chance.uniform(0.4, 0.8), "tasks": entries,
         "bytes_stored": chance.uniform(1e8, 9e8), "routing": routing,
+        "costs": {"stored": {"encoder": {"parameters": 10**8}, "exclusive": {"parameters": chance.randrange(10**8)}}},
     }  # fmt: skip
 
 

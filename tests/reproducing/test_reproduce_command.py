@@ -47,7 +47,7 @@ def test_table_on_another_suite(given: list[str], tmp_path: Path, capsys: pytest
     markdown = (folder / "table.md").read_text()
     assert "built on the suite quickstart" in markdown
     assert "not comparable with the paper's numbers" in markdown
-    assert "paper (RoBERTa)" in markdown
+    assert "paper (RoBERTa-base)" in markdown
     assert " / " not in markdown.split("\n| ")[3]
     assert r"\toprule" in (folder / "table.tex").read_text()
     assert (folder / "table.csv").read_text()

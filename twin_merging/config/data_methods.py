@@ -76,7 +76,7 @@ class Surgery:
 
 @dataclass
 class Multitask:
-    """One encoder trained on all tasks at once, with a head a task, by the options of ``finetune``."""
+    """One model trained on all tasks at once, an encoder with a head a task, by the options of ``finetune``."""
 
     name: str = "multitask"
 

@@ -38,6 +38,7 @@ class Graph(ABC):
         self.method = run.merge_method
         self.is_twin = hasattr(self.method, "shared")
         self.is_ensemble = self.method.name == "finetuned"
+        self.is_joint = self.method.name == "multitask"
 
     @property
     @abstractmethod

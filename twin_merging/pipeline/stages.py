@@ -50,7 +50,6 @@ class Stages(Graph):
     def __init__(self, run: RunConfig, cache: Cache):
         super().__init__(run, cache)
         self.is_surgery = hasattr(self.method, "merge")
-        self.is_joint = self.method.name == "multitask"
         self.is_elected = self.method.name == "emr"
         self.is_dynamic = self.is_twin or self.is_elected
 

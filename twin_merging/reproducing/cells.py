@@ -15,6 +15,7 @@ from twin_merging.reproducing.item import Item, Row
 
 # What says where and how fast a job runs, or where its experts come from: the paper's numbers can still be held against it.
 NEUTRAL = ("paths", "tracker", "cache", "device", "precision", "seed", "plugins", "experts")
+NEUTRAL_KEYS = ("backbone.trust_remote_code", "backbone.device_map", "finetune.micro_batch", "finetune.checkpointing")
 EXPERT_SEED = 0
 """Experts are fine-tuned once; seeds repeat what comes after them, unless ``experts.seed=null`` is given."""
 
@@ -118,7 +119,8 @@ def plan_item(item: Item, suite: str | None, given: Sequence[str], seeds: Sequen
 
 def is_neutral(text: str) -> bool:
     """Whether an override leaves the experiment what it is."""
-    return text.lstrip("+~").split("=", 1)[0].split(".", 1)[0].split("/", 1)[0] in NEUTRAL
+    key = text.lstrip("+~").split("=", 1)[0]
+    return key in NEUTRAL_KEYS or key.split(".", 1)[0].split("/", 1)[0] in NEUTRAL
 
 
 def provenance(plan: Plan, results: dict[str, dict[str, Any]], keys: dict[str, str]) -> list[dict[str, Any]]:

@@ -68,7 +68,7 @@ def _main(arguments: list[str]) -> int:
 def _list() -> int:
     for name in known_items():
         item = load_item(name)
-        print(f"{name:<10} {item.kind:<7} {item.cells:>3} cells  {item.title}: {item.shows}")
+        print(f"{name:<18} {item.kind:<7} {item.cells:>3} cells  {item.title}: {item.shows}")
     return 0
 
 

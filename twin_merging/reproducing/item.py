@@ -66,6 +66,7 @@ class Item:
         each_task: the number shown for every task of the suite, ``normalized`` or ``raw``; None: no task columns.
         task_heads: the paper's name of a task, in the paper's order.
         needs: tasks without which the item means nothing.
+        paper_model: whose numbers the paper prints.
         draw: the function of ``pictures.py`` that draws it.
         settings: what that function is told.
     """
@@ -85,6 +86,7 @@ class Item:
     needs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     errata: tuple[Erratum, ...] = ()
+    paper_model: str = "RoBERTa-base"
     draw: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 

@@ -19,10 +19,10 @@ from twin_merging.reporting.bars import WARNING
 from twin_merging.reporting.figures import save, styled
 from twin_merging.reporting.methods import Estimate, estimate
 from twin_merging.reproducing.cells import Plan
+from twin_merging.reproducing.heat_maps import Results, gamma_grid, results_of, routing_matrix, routing_of
 from twin_merging.reproducing.item import Row
 from twin_merging.reproducing.tables import in_percent, name_of, warning_of
 
-Results = dict[str, dict[str, Any]]
 Series = dict[str, list[tuple[float, Estimate]]]
 LINES: tuple[dict[str, Any], ...] = (
     {"color": "#000000", "marker": "o", "linestyle": "-"},
@@ -52,13 +52,9 @@ def draw(plan: Plan, results: Results) -> list[Path]:
         return save(figure, plan.folder, plan.item.name)
 
 
-def _of(plan: Plan, results: Results, row: Row) -> list[dict[str, Any]]:
-    return [results[cell.name] for cell in plan.cells if cell.row is row and cell.name in results]
-
-
 def _estimate(plan: Plan, results: Results, row: Row, key: str) -> Estimate | None:
     """A row's mean over seeds of a number in results.json, and its interval."""
-    return estimate([result[key] for result in _of(plan, results, row)])
+    return estimate([result[key] for result in results_of(plan, results, row)])
 
 
 def _points(plan: Plan, results: Results, x: str, y: str) -> Series:
@@ -108,13 +104,13 @@ def _legend(axes: Axes) -> None:
 
 def task_groups(figure: Figure, plan: Plan, results: Results) -> None:
     """A group of bars a task, a bar a method (Figure 2b)."""
-    rows = [row for row in plan.rows if _of(plan, results, row)]
+    rows = [row for row in plan.rows if results_of(plan, results, row)]
     figure.set_size_inches(max(1.25 * len(plan.tasks), 6), 3.6)
     axes, width = figure.subplots(), 0.84 / max(len(rows), 1)
     for index, row in enumerate(rows):
         heights, errors = [], []
         for task in plan.tasks:
-            value = estimate([in_percent(result["tasks"][task], "raw") for result in _of(plan, results, row)])
+            value = estimate([in_percent(result["tasks"][task], "raw") for result in results_of(plan, results, row)])
             heights.append(value.mean if value else np.nan)
             errors.append((value.half_width if value else None) or 0.0)
         places = [place + (index - (len(rows) - 1) / 2) * width for place in range(len(plan.tasks))]
@@ -182,68 +178,38 @@ def knowledge(figure: Figure, plan: Plan, results: Results) -> None:
     _legend(right)
 
 
-def routing_of(figure: Figure, plan: Plan, results: Results) -> None:
-    """Mean weight of each expert on one task's rows, a row a number of experts (Figure 5a)."""
-    task, rows = plan.item.settings["task"], []
-    for row in plan.rows:
-        for result in _of(plan, results, row)[:1]:
-            routing = result["routing"]
-            names = routing["task_names"]
-            weights = routing["mean_weights"][names.index(task)] if task in names else routing["unseen"][task]
-            rows.append((row.head, dict(zip(names, weights, strict=True))))
-    experts = max((list(weights) for _, weights in rows), key=len)
-    figure.set_size_inches(0.8 * len(experts) + 1.2, 0.5 * len(rows) + 0.8)
+def score_by_size(figure: Figure, plan: Plan, results: Results) -> None:
+    """A point a method: its score over the numbers that answering needs, with 95 % intervals over seeds (Figure 2a)."""
+    figure.set_size_inches(6.4, 4)
     axes = figure.subplots()
-    values = np.array([[weights.get(name, np.nan) for name in experts] for _, weights in rows])
-    axes.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for (place, column), value in np.ndenumerate(values):
-        text, colour = (f"{value:.2f}", "white" if value > 0.55 else "black") if value == value else ("·", "#888888")
-        axes.text(column, place, text, ha="center", va="center", color=colour, fontsize=8)
-    axes.set_xticks(range(len(experts)), [plan.item.task_heads.get(name, name) for name in experts])
-    axes.set_yticks(range(len(rows)), [head for head, _ in rows])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_xlabel(f"mean routing weight on {plan.item.task_heads.get(task, task)} rows, by expert")
-
-
-def gamma_grid(figure: Figure, plan: Plan, results: Results) -> None:
-    """A panel a task: the score's difference from θ₀'s, scaled to [−1, 1], over γ of two experts (Figure 7).
-
-    Blue is better than the pretrained model and red is worse, as in the paper; the sign is printed in each cell for grey.
-    """
-    xs, ys = (sorted({row.at[key] for row in plan.rows}) for key in ("gamma_cola", "gamma_sst2"))
-    columns = 4
-    lines = -(-len(plan.tasks) // columns)
-    figure.set_size_inches(2.5 * columns, 2.6 * lines)
-    panels = figure.subplots(lines, columns, squeeze=False, gridspec_kw={"wspace": 0.3, "hspace": 0.42})
-    image = None
-    for task, axes in zip(plan.tasks, panels.flat, strict=False):
-        grid = np.full((len(ys), len(xs)), np.nan)
-        for row in plan.rows:
-            for result in _of(plan, results, row)[:1]:
-                grid[ys.index(row.at["gamma_sst2"]), xs.index(row.at["gamma_cola"])] = result["tasks"][task]["raw"]
-        change = grid - grid[ys.index(0), xs.index(0)]
-        largest = np.nanmax(np.abs(change)) if np.isfinite(change).any() else 0
-        scaled = np.ma.masked_invalid(change / largest if largest > 0 else change)
-        image = axes.imshow(scaled, cmap="RdBu", vmin=-1, vmax=1, origin="lower")
-        for (line, column), value in np.ndenumerate(scaled.filled(np.nan)):
-            if abs(value) > 0.02:
-                colour = "white" if abs(value) > 0.6 else "black"
-                axes.text(column, line, "+" if value > 0 else "−", ha="center", va="center", fontsize=6, color=colour)
-        shown = range(0, len(xs), 2)
-        axes.set_xticks(shown, [f"{xs[place]:g}" for place in shown])
-        axes.set_yticks(range(0, len(ys), 2), [f"{ys[place]:g}" for place in range(0, len(ys), 2)])
-        axes.set_title(plan.item.task_heads.get(task, task), fontsize="medium")
-    for axes in panels[-1]:
-        axes.set_xlabel("γ of CoLA")
-    for axes in panels[:, 0]:
-        axes.set_ylabel("γ of SST-2")
-    if image is not None:
-        bar = figure.colorbar(image, ax=panels.ravel().tolist(), fraction=0.02, pad=0.02)
-        bar.set_label("difference from the pretrained model, scaled")
+    for index, row in enumerate(plan.rows):
+        found = results_of(plan, results, row)
+        score = estimate([result["average_normalized"] for result in found])
+        if score is None:
+            continue
+        size = max(sum(part["parameters"] for part in result["costs"]["stored"].values()) for result in found)
+        axes.errorbar(
+            size / 1e6, score.mean, score.half_width or 0.0, label=row.head, capsize=2, markeredgecolor="black", markeredgewidth=0.5,
+            **{**LINES[index % len(LINES)], "linestyle": "none"}
+        )  # fmt: skip
+    axes.set(
+        xlabel="parameters that answering needs: model, exclusive knowledge, router (millions)",
+        ylabel="average normalized score",
+    )
+    axes.margins(0.12)
+    _legend(axes)
 
 
 _DRAWINGS: dict[str, Callable[[Figure, Plan, Results], None]] = {
     function.__name__: function
-    for function in (task_groups, tasks_and_storage, sparsity, knowledge, routing_of, gamma_grid)
+    for function in (
+        task_groups,
+        tasks_and_storage,
+        sparsity,
+        knowledge,
+        score_by_size,
+        routing_of,
+        routing_matrix,
+        gamma_grid,
+    )
 }

@@ -15,7 +15,6 @@ from twin_merging.reproducing.item import Item, Row
 if TYPE_CHECKING:
     from twin_merging.reproducing.running import Done
 
-PAPER_BACKBONE = "RoBERTa"
 NORMALIZED = "Normalized: 100 × score / the fine-tuned expert's score on the same test rows; its average is a mean of ratios (equation 4)."
 
 
@@ -42,7 +41,9 @@ def item_table(plan: Plan, done: Done) -> Table:
         columns.append(Column(each.head, each.unit, tuple(f"{each.key} {name}" for name in _fields(plan)), each.part))
     references = [] if plan.comparable else [each for each in shown if _is_reference(plan.item, each)]
     columns += [
-        Column(f"paper ({PAPER_BACKBONE})", each.head, (f"{each.key} paper ({PAPER_BACKBONE})",), "summary")
+        Column(
+            f"paper ({plan.item.paper_model})", each.head, (f"{each.key} paper ({plan.item.paper_model})",), "summary"
+        )
         for each in references
     ]
     rows = []
@@ -143,7 +144,7 @@ def _is_reference(item: Item, shown: Shown) -> bool:
 
 def name_of(item: Item) -> str:
     """``Table 8``, ``Figure 2b``."""
-    kind, _, number = item.name.partition("_")
+    kind, number, *_ = item.name.split("_")
     return f"{kind.capitalize()} {number}"
 
 
@@ -168,7 +169,7 @@ def warning_of(plan: Plan) -> str | None:
     """What has to stand with every table and picture of another suite than the paper's."""
     if plan.comparable:
         return None
-    return f"suite {plan.suite} with {plan.backbone}{_changed(plan)}: not comparable with the paper's numbers, which are {PAPER_BACKBONE}-base's"
+    return f"suite {plan.suite} with {plan.backbone}{_changed(plan)}: not comparable with the paper's numbers, which are {plan.item.paper_model}'s"
 
 
 def _notes(plan: Plan, done: Done) -> list[str]:

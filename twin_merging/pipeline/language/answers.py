@@ -44,6 +44,12 @@ def by_static(stages: LanguageStages, folder: Path, scratch: Path) -> None:
     _write(folder, _answers(stages, model, stages.evaluated, stages.run.evaluation.batch_size, stages.method.name))
 
 
+def by_joint(stages: LanguageStages, folder: Path, scratch: Path) -> None:
+    """The answers of the model that was fine-tuned on all tasks at once, to all exams."""
+    model = expert_model(backbone_of(stages), stages.get(stages.joint).folder)
+    _write(folder, _answers(stages, model, stages.evaluated, stages.run.evaluation.batch_size, stages.method.name))
+
+
 def by_twin(stages: LanguageStages, folder: Path, scratch: Path) -> None:
     """Answers to all exams, each prompt under weights of its own that hold for its whole answer."""
     backbone, options = backbone_of(stages), stages.run.inference

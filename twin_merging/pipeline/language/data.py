@@ -67,6 +67,16 @@ def expert(stages: LanguageStages, name: str, folder: Path, scratch: Path) -> No
     fine_tune(backbone_of(stages), name, rows, held_out, run.finetune, run.training_seed, folder, scratch)
 
 
+def joint(stages: LanguageStages, folder: Path, scratch: Path) -> None:
+    """Fine-tune on the union of all tasks' rows, of which batches are drawn alike: larger tasks weigh more (paper Table 7)."""
+    fine_tune, run = finetunings[stages.run.finetune.name].load(), stages.run
+    rows, held_out = (
+        [example for name in stages.names for example in examples_of(stages, name, split)]
+        for split in (TRAIN, VALIDATION)
+    )
+    fine_tune(backbone_of(stages), "all tasks", rows, held_out, run.finetune, run.training_seed, folder, scratch)
+
+
 def imported_expert(stages: LanguageStages, source: Source, folder: Path, scratch: Path) -> None:
     """Check that a published expert is this backbone's, and copy it as it is: an adapter, or a whole model.
 

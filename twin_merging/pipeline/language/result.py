@@ -48,11 +48,12 @@ def result(stages: LanguageStages, folder: Path, scratch: Path) -> None:
 def stored(stages: LanguageStages) -> dict[str, dict[str, int]]:
     """``parameters`` and ``bytes`` on disk of each part that answering needs; there are no heads.
 
-    The ``encoder`` is one whole model; of fine-tuned experts θ₀ and all their adapters, or T whole models.
+    The ``encoder`` is one whole model; of fine-tuned experts θ₀ and all their adapters, or T whole models; of joint training
+    θ₀ and one adapter, or one whole model.
     """
     base = stages.get(stages.base).json("base.json")
     sizes = {"encoder": (base["parameters"], base["bytes"]), "exclusive": (0, 0), "router": (0, 0), "heads": (0, 0)}
-    if stages.is_ensemble:
+    if stages.is_ensemble or stages.is_joint:
         sizes["encoder"] = _experts_size(stages, sizes["encoder"])
     if stages.is_twin:
         sizes["exclusive"] = size_of(stages.get(stages.exclusive), "exclusive.safetensors")
@@ -62,15 +63,15 @@ def stored(stages: LanguageStages) -> dict[str, dict[str, int]]:
 
 
 def training_tokens(stages: LanguageStages) -> dict[str, int | None]:
-    """Tokens that went through a model to train the experts, None where one is imported, and the router."""
+    """Tokens that went through a model to train the experts, None where one is imported, all tasks at once, and the router."""
     by_expert = [stages.get(stage).json("expert.json").get("train_tokens") for stage in stages.experts]
-    router = 0
+    router, together = 0, stages.get(stages.joint).json("expert.json")["train_tokens"] if stages.is_joint else 0
     if stages.trains_router:
         holdout = stages.run.router.holdout
         router = sum(sum(rows[held_out(len(rows), None, holdout) :]) for rows in router_tokens(stages).values())
     return {
-        "experts": None if None in by_expert else sum(by_expert), "multitask": 0, "router": router, "learned": 0,
-        "after_experts": router,
+        "experts": None if None in by_expert else sum(by_expert), "multitask": together, "router": router, "learned": 0,
+        "after_experts": together + router,
     }  # fmt: skip
 
 
@@ -100,24 +101,30 @@ def _routing(stages: LanguageStages) -> dict[str, Any] | None:
     return routing_record(stages, stages.trains_router, weights_of(stages), dropped)
 
 
+def _learned(stages: LanguageStages) -> list[Stage]:
+    """What was fine-tuned: the experts, and the one of all tasks."""
+    return [*stages.experts, *([stages.joint] if stages.is_joint else [])]
+
+
 def _made(stages: LanguageStages) -> list[Stage]:
-    made = [stages.shared, *([stages.exclusive] if stages.is_twin else [])]
+    made = [stages.joint if stages.is_joint else stages.shared, *([stages.exclusive] if stages.is_twin else [])]
     return made + ([stages.router] if stages.trains_router else [])
 
 
 def _choices(stages: LanguageStages) -> list[dict[str, Any]]:
     """Every choice that went into the result, with the split and the scores it was made on."""
-    records = [stages.get(stage).json("expert.json") for stage in stages.experts]
+    records = [stages.get(stage).json("expert.json") for stage in _learned(stages)]
     choices = [record["choice"] for record in records if "choice" in record]
     return choices + (stages.get(stages.router).json("router.json")["choices"] if stages.trains_router else [])
 
 
 def _experts_size(stages: LanguageStages, base: tuple[int, int]) -> tuple[int, int]:
     sizes = []
-    for artefact in map(stages.get, stages.experts):
+    trained = [stages.joint] if stages.is_joint else stages.experts
+    for artefact in map(stages.get, trained):
         each = [size_of(artefact, name) for name in _weight_files(artefact)]
         sizes.append(tuple(map(sum, zip(*each, strict=True))))
-    if all(ADAPTER_WEIGHTS in stages.get(stage).files for stage in stages.experts):
+    if all(ADAPTER_WEIGHTS in stages.get(stage).files for stage in trained):
         sizes.append(base)
     parameters, size = map(sum, zip(*sizes, strict=True))
     return parameters, size
@@ -130,7 +137,7 @@ def _weight_files(artefact: Artefact) -> list[str]:
 def _checkpoints(stages: LanguageStages) -> dict[str, Any]:
     """What θ₀ is, and the SHA-256 of each expert's weights."""
     hashes: dict[str, Any] = {"base": stages.backbone_source.identity}
-    for artefact in map(stages.get, stages.experts):
+    for artefact in map(stages.get, _learned(stages)):
         for name in _weight_files(artefact):
             which = f"expert {artefact.label}" + ("" if name in (SINGLE, ADAPTER_WEIGHTS) else f", {name}")
             hashes[which] = artefact.files[name]["sha256"]

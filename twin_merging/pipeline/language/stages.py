@@ -29,7 +29,7 @@ from twin_merging.validation import to_plain
 class LanguageStages(Graph):
     """The graph of one job's stages.
 
-    data ─► expert ─► merge ─► exclusive ─► router ─► answer ─► marks ─► result. Data are the rows that are learned from and,
+    data ─► expert (or multitask) ─► merge ─► exclusive ─► router ─► answer ─► marks ─► result. Data are the rows that are learned from and,
     apart, the exam. θ₀ is read from its folder, and what is merged holds the tensors that differ from it.
     """
 
@@ -83,6 +83,17 @@ class LanguageStages(Graph):
         """All experts, in the order of the tasks."""
         return [self.expert(name) for name in self.names]
 
+    @cached_property
+    def joint(self) -> Stage:
+        """One expert of all tasks, fine-tuned on the union of their rows."""
+        run = self.run
+        options = {
+            "finetune": to_plain(run.finetune), "code": finetunings[run.finetune.name].code_hash(), "seed": run.training_seed,
+            **self._computing,
+        }  # fmt: skip
+        inputs = (self.base, *map(self.learned, self.names))
+        return Stage("multitask", "all tasks", options, inputs, by("language.data", "joint", self))
+
     @property
     def prepared(self) -> list[Stage]:
         """Rows, θ₀, exams, and experts that are not trained here."""
@@ -100,7 +111,7 @@ class LanguageStages(Graph):
     def shared(self) -> Stage:
         """The one model whose states the router reads: twin's shared expert, or a static method's own; else θ₀."""
         method = self.method.shared if self.is_twin else self.method
-        if self.is_ensemble or method.name == "pretrained":
+        if self.is_ensemble or self.is_joint or method.name == "pretrained":
             return self.base
         component = merge_methods[method.name]
         kept = replace(method, grid=None) if hasattr(method, "grid") else method
@@ -180,6 +191,8 @@ class LanguageStages(Graph):
     def answered(self) -> Stage:
         """The answers of the job's one model, merged anew for each prompt where it is a twin, to all exams."""
         exams = tuple(map(self.exam, self.evaluated))
+        if self.is_joint:
+            return self._answer("all exams by multitask", {}, (self.base, self.joint, *exams), "by_joint")
         if not self.is_twin:
             return self._answer(f"all exams by {self.method.name}", {}, (self.base, self.shared, *exams), "by_static")
         options = {
