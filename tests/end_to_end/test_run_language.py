@@ -287,3 +287,10 @@ def test_joint_training_takes_the_experts_rows_and_stores_one_adapter(small, fol
     left_out, _ = one(small, folder, "left_out", "merge_method=multitask", "tasks.unseen=[xsum]")
     assert left_out["tasks"]["xsum"]["unseen"] == "expert"
     assert left_out["costs"]["training_tokens"]["multitask"] < tokens["multitask"]
+
+
+def test_a_budget_that_whole_models_do_not_fit_is_refused_before_any_expert(small, tmp_path):
+    own = [argument for argument in small if not argument.startswith("finetune")]
+    tiny_budget = ["finetune=causal_full", "merge_method=twin", "sparsifier.rank=null", "sparsifier.budget=1000"]
+    outcome = refused(*own, *tiny_budget, folder=tmp_path, says=["sparsifier.budget", "at least"])
+    assert not outcome.lines("fine-tune")

@@ -59,6 +59,8 @@ def check_inputs(jobs: list[RunConfig]) -> list[str]:
                 _check_tasks(stages)
             elif isinstance(stages, LanguageStages):
                 _check_parameters(stages, stages.backbone_source.folder)
+                if stages.is_twin:
+                    _check_language_budget(stages)
     return keys
 
 
@@ -88,6 +90,12 @@ def _check_tasks(stages: Stages) -> None:
 
 def _check_budget(stages: Stages) -> None:
     from twin_merging.pipeline.exclusive import check_budget
+
+    check_budget(stages)
+
+
+def _check_language_budget(stages: LanguageStages) -> None:
+    from twin_merging.pipeline.language.merging import check_budget
 
     check_budget(stages)
 

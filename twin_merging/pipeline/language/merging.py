@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from twin_merging.config import merge_methods
+from twin_merging.config import CausalLora, merge_methods
+from twin_merging.mapped import MappedCheckpoint
 from twin_merging.merging.apply import merge_into
 from twin_merging.merging.stack import Stack
 from twin_merging.merging.twin import exclusive_knowledge
+from twin_merging.parameters import select
 from twin_merging.parts import Parts
 from twin_merging.pipeline.exclusive import write_basis, write_exclusive
 from twin_merging.pipeline.language.read import MERGED, changed, layout_of, shared_changes
+from twin_merging.sparsifiers.storage import room
 from twin_merging.sparsifiers.stored import tensors_of
 from twin_merging.standalone.adapter_twin import factored_knowledge
 from twin_merging.standalone.layout import Layout
@@ -59,6 +62,16 @@ def exclusive(stages: LanguageStages, folder: Path, scratch: Path) -> None:
     for name, kept in factors:
         parts.add(name, tensors_of(name, kept))
     parts.join(folder / "exclusive.safetensors")
+
+
+def check_budget(stages: LanguageStages) -> None:
+    """Raise a UserError if ``sparsifier.budget`` is too small for what is kept whole of models that are fine-tuned as a whole."""
+    run = stages.run
+    if getattr(run.sparsifier, "budget", None) is None or isinstance(run.finetune, CausalLora) or run.experts.source:
+        return
+    base = MappedCheckpoint(stages.backbone_source.folder)
+    names = select(base, run.parameters.include, run.parameters.exclude)
+    room(exclusive_knowledge(base, [base] * len(stages.names), names), run.sparsifier)
 
 
 def _dense(stages: LanguageStages, found: Layout) -> Stack:
