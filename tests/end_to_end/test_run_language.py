@@ -294,3 +294,20 @@ def test_a_budget_that_whole_models_do_not_fit_is_refused_before_any_expert(smal
     tiny_budget = ["finetune=causal_full", "merge_method=twin", "sparsifier.rank=null", "sparsifier.budget=1000"]
     outcome = refused(*own, *tiny_budget, folder=tmp_path, says=["sparsifier.budget", "at least"])
     assert not outcome.lines("fine-tune")
+
+
+@pytest.mark.parametrize("inference", ["exact", "group_wise"])
+def test_answers_are_timed_beside_those_of_one_model(inference, small, folder, tmp_path):
+    twin = ["merge_method=twin", "sparsifier.rank=24", f"inference={inference}", "evaluation.timing=4"]
+    found = {}
+    for name, arguments in (("static", ["merge_method=ties", "evaluation.timing=4"]), ("twin", twin)):
+        result, outcome = one(small, folder, f"timed_{inference}/{name}", *arguments)
+        found[name] = result["inference"]
+        assert found[name]["machine"] in " ".join(outcome.text.split())
+    for record in found.values():
+        assert record["rows"] == 4
+        assert record["new_tokens"] >= record["rows"]
+        assert record["ratio"] == pytest.approx(record["seconds_per_1000"] / record["static_seconds_per_1000"])
+    assert found["static"]["ratio"] == 1
+    _, again = one(small, folder, f"timed_{inference}/pretrained", "merge_method=pretrained", "evaluation.timing=4")
+    assert "timing" not in computed(again)  # whichever weights one model has

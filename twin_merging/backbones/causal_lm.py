@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -92,7 +92,7 @@ class CausalLMBackbone:
     @torch.inference_mode()
     def complete(
         self, model: Any, requests: Sequence[Request], batch_size: int, label: str,
-        weights: Tensor | None = None, seed: int = 0,
+        weights: Tensor | None = None, seed: int = 0, ends: Collection[int] | None = None,
     ) -> list[str]:  # fmt: skip
         """The answers, without the prompts and up to where the first stop begins; "" where a text ends at once.
 
@@ -105,13 +105,14 @@ class CausalLMBackbone:
             weights: of a ``TwinMergedModel``: each request's expert weights, (rows, T), which hold for its whole answer.
                 Without them its router reads the prompts; without a router the shared expert answers.
             seed: of the requests with a temperature; the same prompt is answered alike whatever else is asked.
+            ends: the tokens that end any answer; None: the model's own.
 
         Raises:
             UserError: before anything is answered, if a prompt and its answer may be longer than the context.
         """
         ids = self.tokenize([request.prompt for request in requests])
         self._check_lengths(requests, ids)
-        ends = self._ends(model)
+        ends = self._ends(model) if ends is None else ends
         rows = [Row(request, self.tokenizer, ends, seed) for request in requests]
         order = _order(requests, ids)
         with progress(label, len(rows), "rows") as bar, self._answering(model):

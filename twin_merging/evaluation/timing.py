@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+import torch
+
 LEAST, MOST = 3, 7  # rounds
 
 
@@ -32,3 +34,16 @@ def in_turns(
             run()
             found[name].append(clock() - before)
     return found
+
+
+def waited_for(way: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    """``way``, which returns when the device is done with it."""
+
+    def run() -> None:
+        way()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
+
+    return run

@@ -169,12 +169,18 @@ def _task_unknown(run: RunConfig, stages: Graph, folder: Path) -> dict[str, Any]
 
 
 def _timing(run: RunConfig, stages: Graph) -> dict[str, Any] | None:
-    """Seconds per 1000 items, beside a static encoder's; None where they are not asked for."""
-    if getattr(run.evaluation, "timing", None) is None or not isinstance(stages, Stages):
+    """Seconds per 1000 items, beside a static model's; None where they are not asked for."""
+    if getattr(run.evaluation, "timing", None) is None:
         return None
-    from twin_merging.pipeline import timing
+    if isinstance(stages, Stages):
+        from twin_merging.pipeline import timing
 
-    return stages.get(timing.stage(stages)).json(timing.RECORD)
+        return stages.get(timing.stage(stages)).json(timing.RECORD)
+    from twin_merging.pipeline.language import timing as of_answers
+    from twin_merging.pipeline.language.stages import LanguageStages
+
+    assert isinstance(stages, LanguageStages)
+    return stages.get(of_answers.stage(stages)).json(of_answers.RECORD)
 
 
 def _track(run: RunConfig, results: dict[str, Any], folder: Path) -> None:

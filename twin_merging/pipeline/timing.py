@@ -20,7 +20,7 @@ from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import GroupWise, inferences
 from twin_merging.dynamic.grouping import group
 from twin_merging.dynamic.model import TwinMergedModel
-from twin_merging.evaluation.timing import in_turns
+from twin_merging.evaluation.timing import in_turns, waited_for
 from twin_merging.measure import machine
 from twin_merging.pipeline.artefacts import (
     ENCODER,
@@ -89,7 +89,7 @@ def measure(stages: Stages, folder: Path, scratch: Path) -> None:
     if _way(stages) != "static":
         ways["method"] = _dynamic(stages, batches, truths) if stages.is_dynamic else _routed(stages, static, batches)
     with torch.inference_mode(), torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.autocast):
-        taken = in_turns({name: _waited_for(way, backbone.device) for name, way in ways.items()})
+        taken = in_turns({name: waited_for(way, backbone.device) for name, way in ways.items()})
     per_1000 = {name: 1000 * median(seconds) / len(rows) for name, seconds in taken.items()}
     method = per_1000.get("method", per_1000["static"])
     record = {
@@ -183,14 +183,3 @@ def _routed(stages: Stages, static: nn.Module, batches: list[Batch]) -> Callable
 
     answer = by_expert if _way(stages) == "routed experts" else one_pass
     return lambda: [answer(batch) for batch in batches]
-
-
-def _waited_for(way: Callable[[], object], device: torch.device) -> Callable[[], None]:
-    def run() -> None:
-        way()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()
-
-    return run

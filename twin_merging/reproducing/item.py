@@ -35,13 +35,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """A column that is no task's: ``value`` is a key of results.json, or ``raw`` averaged over ``tasks``."""
+    """A column that is no task's: ``value`` is a key of results.json, dotted where it lies deeper, or ``raw`` averaged over ``tasks``.
+
+    Args:
+        scale: what ours is multiplied with to be in ``unit``.
+    """
 
     key: str
     head: str
     value: str
     tasks: tuple[str, ...] = ()
     unit: str = ""
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from twin_merging.reporting.methods import Estimate, estimate
 from twin_merging.reporting.tables import HEADS, MISSING, SEED_NOTE, Cell, Column, Scalar, Table, raw_scale
 from twin_merging.reproducing.cells import Plan, is_neutral
+from twin_merging.reproducing.item import Column as ItemColumn
 from twin_merging.reproducing.item import Item, Row
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _shown(plan: Plan) -> list[Shown]:
                 Shown(task, item.task_heads.get(task, task), item.each_task, "task", _of_task(task, item.each_task))
             )
     for column in item.columns:
-        shown.append(Shown(column.key, column.head, column.unit, "summary", _of_job(column.value, column.tasks)))
+        shown.append(Shown(column.key, column.head, column.unit, "summary", _of_job(column)))
     return shown
 
 
@@ -73,11 +74,14 @@ def _of_task(task: str, key: str) -> Callable[[dict[str, Any]], float | None]:
     return value
 
 
-def _of_job(key: str, tasks: Sequence[str]) -> Callable[[dict[str, Any]], float | None]:
+def _of_job(column: ItemColumn) -> Callable[[dict[str, Any]], float | None]:
     def value(result: dict[str, Any]) -> float | None:
-        if key == "raw":
-            return fmean(in_percent(result["tasks"][name], key) or 0.0 for name in tasks or result["tasks"])
-        return result[key]
+        if column.value == "raw":
+            return fmean(in_percent(result["tasks"][name], "raw") or 0.0 for name in column.tasks or result["tasks"])
+        found: Any = result
+        for key in column.value.split("."):
+            found = found[key]
+        return None if found is None else found * column.scale
 
     return value
 

@@ -52,19 +52,24 @@ def by_joint(stages: LanguageStages, folder: Path, scratch: Path) -> None:
 
 def by_twin(stages: LanguageStages, folder: Path, scratch: Path) -> None:
     """Answers to all exams, each prompt under weights of its own that hold for its whole answer."""
-    backbone, options = backbone_of(stages), stages.run.inference
-    weights = weights_of(stages)
+    options, weights = stages.run.inference, weights_of(stages)
     if isinstance(options, GroupWise):
         weights = group_means(weights, options.groups, stages.run.seed)
-    knowledge = read_back(Checkpoint(stages.get(stages.exclusive).path("exclusive.safetensors")))
-    model = inferences[options.name].load()(backbone.model_with(shared_changes(stages)), knowledge, options)
-    model.to(backbone.device)
+    model = twin_of(stages)
     together = torch.cat([weights[name] for name in stages.evaluated])
     answers = _answers(stages, model, stages.evaluated, answering_size(stages), stages.method.name, together)
     _write(folder, answers)
     (folder / TWIN).write_text(json.dumps({"dropped": model.mixture.dropped}))
     if options.explain:
         log.info("%s", explanation(model.plans()))
+
+
+def twin_of(stages: LanguageStages) -> Any:
+    """The model whose weights differ from prompt to prompt, without a router."""
+    backbone, options = backbone_of(stages), stages.run.inference
+    knowledge = read_back(Checkpoint(stages.get(stages.exclusive).path("exclusive.safetensors")))
+    model = inferences[options.name].load()(backbone.model_with(shared_changes(stages)), knowledge, options)
+    return model.to(backbone.device)
 
 
 def marks(stages: LanguageStages, answers: Stage, names: list[str], folder: Path, scratch: Path) -> None:

@@ -71,12 +71,8 @@ class LanguageStages(Graph):
             source = located(where, self.asset_folder, key, self.mirror)
             load = by("language.data", "imported_expert", self, source)
             return Stage("expert", f"{name} from {where}", {"source": source.identity}, (self.base,), load)
-        options = {
-            "finetune": to_plain(run.finetune), "code": finetunings[run.finetune.name].code_hash(), "seed": run.training_seed,
-            **self._computing,
-        }  # fmt: skip
         load = by("language.data", "expert", self, name)
-        return Stage("expert", name, options, (self.base, self.learned(name)), load)
+        return Stage("expert", name, self._tuning, (self.base, self.learned(name)), load)
 
     @cached_property
     def experts(self) -> list[Stage]:
@@ -86,19 +82,22 @@ class LanguageStages(Graph):
     @cached_property
     def joint(self) -> Stage:
         """One expert of all tasks, fine-tuned on the union of their rows."""
-        run = self.run
-        options = {
-            "finetune": to_plain(run.finetune), "code": finetunings[run.finetune.name].code_hash(), "seed": run.training_seed,
-            **self._computing,
-        }  # fmt: skip
         inputs = (self.base, *map(self.learned, self.names))
-        return Stage("multitask", "all tasks", options, inputs, by("language.data", "joint", self))
+        return Stage("multitask", "all tasks", self._tuning, inputs, by("language.data", "joint", self))
 
     @property
     def prepared(self) -> list[Stage]:
         """Rows, θ₀, exams, and experts that are not trained here."""
         imported = [self.expert(name) for name in self.evaluated if source_of(self.run.experts, name) is not None]
         return [*map(self.learned, self.evaluated), self.base, *map(self.exam, self.evaluated), *imported]
+
+    @property
+    def _tuning(self) -> dict[str, Any]:
+        run = self.run
+        return {
+            "finetune": to_plain(run.finetune), "code": finetunings[run.finetune.name].code_hash(), "seed": run.training_seed,
+            **self._computing,
+        }  # fmt: skip
 
     @property
     def _computing(self) -> dict[str, Any]:
