@@ -293,3 +293,37 @@ def test_a_base_of_another_class_than_the_adapters(tmp_path):
     for name, tensor in state(tmp_path / "out").items():
         expected = sum(expert[f"bert.{name}"] for expert in experts) / 2
         torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_no_adapter_changes_stays_the_bases_and_a_method_never_sees_it(tmp_path, monkeypatch):
+    """In bfloat16 a mean of three equal numbers would be rounded; and an embedding may be a third of a model."""
+    seen: list[str] = []
+    load = merge_methods["weight_averaging"].load()
+
+    def watched(base, experts, options, at):
+        seen.append(at.name)
+        return load(base, experts, options)
+
+    watched.kind = load.kind
+    monkeypatch.setattr(type(merge_methods["weight_averaging"]), "load", lambda component: watched)
+    save(tmp_path / "base", "llama", 0)
+    experts = [adapter(tmp_path / f"a{seed}", tmp_path / "base", "llama", seed, **QV) for seed in (1, 2, 3)]
+    given = f"experts=[{','.join(map(str, experts))}]"
+    assert (
+        main(
+            [
+                f"base={tmp_path / 'base'}",
+                given,
+                "merge_method=weight_averaging",
+                "dtype=bfloat16",
+                f"out={tmp_path / 'out'}",
+                "output=model",
+            ]
+        )
+        == 0
+    )
+    merged, base = state(tmp_path / "out"), state(tmp_path / "base")
+    changed = {name for name in base if name.endswith(("q_proj.weight", "v_proj.weight"))}
+    assert set(seen) == changed
+    for name, tensor in merged.items():
+        assert torch.equal(tensor, base[name].bfloat16()) == (name not in changed)

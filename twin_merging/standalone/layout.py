@@ -37,6 +37,14 @@ class Layout:
     selected: list[str] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
+    @property
+    def changed(self) -> list[str]:
+        """What merges and differs from θ₀ in some expert, or may: all of it, where one is no adapter."""
+        touched: set[str] = set()
+        for expert in self.experts:
+            touched |= {*expert.pairs, *expert.whole} if isinstance(expert, Adapter) else set(self.selected)
+        return [name for name in self.selected if name in touched]
+
 
 def plan(options: MergeOptions, base: Source, experts: Sequence[Source]) -> Layout:
     """Match every expert to the base.

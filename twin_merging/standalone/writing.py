@@ -87,6 +87,8 @@ def fingerprint(options: MergeOptions, plain: Mapping[str, Any], sources: list[S
 def write_model(options: MergeOptions, method: Any, base: Source, layout: Layout, folder: Path) -> list[str]:
     """Merge into the weight files of ``folder``, and copy the base's configuration and tokenizer there.
 
+    What no adapter changes stays the base's, as any of our methods would leave it: half of a language model may be one matrix.
+
     Returns:
         The weight files' names.
 
@@ -101,7 +103,7 @@ def write_model(options: MergeOptions, method: Any, base: Source, layout: Layout
     copy_files(base.folder, folder, dtype)
     writer = ShardWriter(folder, entries, bytes_of(options.max_shard_size, "max_shard_size"))
     stack = Stack(layout.base, layout.experts, layout.selected)
-    chosen = set(stack.names)
+    chosen = set(layout.changed if isinstance(merge_methods[method.name].target, str) else stack.names)
     for name in writer.pending:
         if name not in chosen:
             numbers = layout.base[name].reshape(-1)

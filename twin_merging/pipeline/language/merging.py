@@ -19,7 +19,7 @@ from twin_merging.merging.twin import exclusive_knowledge
 from twin_merging.parameters import select
 from twin_merging.parts import Parts
 from twin_merging.pipeline.exclusive import write_basis, write_exclusive
-from twin_merging.pipeline.language.read import MERGED, changed, layout_of, shared_changes
+from twin_merging.pipeline.language.read import MERGED, layout_of, shared_changes
 from twin_merging.sparsifiers.storage import room
 from twin_merging.sparsifiers.stored import tensors_of
 from twin_merging.standalone.adapter_twin import factored_knowledge
@@ -37,7 +37,7 @@ def merged(stages: LanguageStages, method: Any, folder: Path, scratch: Path) -> 
     """
     found, parts = layout_of(stages), Parts(scratch / "parts")
     stack = Stack(found.base, found.experts, found.selected)
-    names = parts.missing(changed(found))
+    names = parts.missing(found.changed)
     pieces = Pieces(parts, {name: stack.base[name] for name in names})
     load = merge_methods[method.name].load()
     merge_into(pieces.write, load, method, stack, seed=stages.run.seed, names=names, dtype=torch.float32)
@@ -77,7 +77,7 @@ def check_budget(stages: LanguageStages) -> None:
 def _dense(stages: LanguageStages, found: Layout) -> Stack:
     """θ_t − θ_s of what some expert changes; of all else it is 0."""
     shared = ChainMap(cast(Any, shared_changes(stages)), cast(Any, found.base))
-    return exclusive_knowledge(shared, found.experts, changed(found))
+    return exclusive_knowledge(shared, found.experts, found.changed)
 
 
 class Pieces:

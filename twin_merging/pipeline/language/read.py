@@ -14,7 +14,6 @@ from twin_merging.checkpoints import Checkpoint
 from twin_merging.evaluation.exams import Exam
 from twin_merging.pipeline import artefacts
 from twin_merging.standalone import layout
-from twin_merging.standalone.adapters import Adapter
 from twin_merging.standalone.layout import Layout
 from twin_merging.standalone.options import MergeOptions
 from twin_merging.standalone.sources import Source
@@ -93,14 +92,6 @@ def layout_of(stages: LanguageStages) -> Layout:
         for name, stage in zip(stages.names, stages.experts, strict=True)
     ]
     return layout.plan(MergeOptions(parameters=stages.run.parameters), base, experts)
-
-
-def changed(found: Layout) -> list[str]:
-    """The names of what merges and differs from θ₀ in some expert, or may."""
-    touched: set[str] = set()
-    for expert in found.experts:
-        touched |= {*expert.pairs, *expert.whole} if isinstance(expert, Adapter) else set(found.selected)
-    return [name for name in found.selected if name in touched]
 
 
 def shared_changes(stages: LanguageStages) -> dict[str, Tensor]:
