@@ -311,3 +311,26 @@ def test_answers_are_timed_beside_those_of_one_model(inference, small, folder, t
     assert found["static"]["ratio"] == 1
     _, again = one(small, folder, f"timed_{inference}/pretrained", "merge_method=pretrained", "evaluation.timing=4")
     assert "timing" not in computed(again)  # whichever weights one model has
+
+
+def test_each_task_may_have_layers_of_its_own(small, folder, tmp_path):
+    own = "finetune.task_targets={mmlu: .*up_proj, gsm8k: .*down_proj}"
+    result, outcome = one(small, folder, "own_layers", "merge_method=task_arithmetic", own)
+    assert computed(outcome) >= {"expert", "merge"}
+    trained = [line for line in outcome.lines("computed in") if line.split()[0] == "expert"]
+    assert [line.split()[1] for line in trained] == ["mmlu", "gsm8k"]  # xsum's as before
+    touched = []
+    for record in (folder / "outputs/cache/expert").glob("*/expert.json"):
+        names = {
+            name.split(".lora_")[0].rpartition(".")[2]
+            for name in load_file(record.parent / "adapter_model.safetensors")
+        }
+        touched.append((json.loads(record.read_text())["task"], tuple(sorted(names))))
+    assert {("mmlu", ("up_proj",)), ("gsm8k", ("down_proj",))} <= set(touched)
+    assert result["average_normalized"] > 0
+    refused(
+        *small,
+        "finetune.task_targets={mmlux: .*up_proj}",
+        folder=folder,
+        says=["finetune.task_targets", "mmlux", "mmlu"],
+    )

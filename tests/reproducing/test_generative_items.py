@@ -18,6 +18,7 @@ from twin_merging.reproducing.cells import is_neutral, plan_item
 from twin_merging.reproducing.item import load_item
 
 GENERATIVE = (
+    "table_1",
     "table_2_generative",
     "table_4",
     "table_5_mmlu",

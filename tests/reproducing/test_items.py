@@ -13,7 +13,7 @@ from twin_merging.errors import UserError
 from twin_merging.reproducing.item import EXPERIMENTS, Item, known_items, load_item
 
 OF_THE_PAPER = (
-    "table_2", "table_2_generative", "table_4", "table_5", "table_5_mmlu", "table_6", "table_6_qwen", "table_7", "table_8", "table_9", "table_10",
+    "table_1", "table_2", "table_2_generative", "table_4", "table_5", "table_5_mmlu", "table_6", "table_6_qwen", "table_7", "table_8", "table_9", "table_10",
     "table_11", "table_11_qwen", "table_12",
     "figure_2a", "figure_2b", "figure_3", "figure_4", "figure_5a", "figure_5b", "figure_6", "figure_7",
 )  # fmt: skip

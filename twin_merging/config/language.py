@@ -91,6 +91,7 @@ class CausalLora(CausalFineTuning):
     alpha: int = option(16, "α", low=1)
     dropout: float = option(0.05, "dropout before A", low=0, high=1)
     targets: str = option("all-linear", "all-linear, or a regular expression over module names")
+    task_targets: dict[str, str] | None = option(None, "by task, in place of targets")
     quantize: str = option(
         "none", "the weights that do not learn: nf4 keeps them in 4 bits (QLoRA)", choices=("none", "nf4")
     )

@@ -69,6 +69,7 @@ def _check_names(stages: Graph) -> None:
     known = stages.task_source.known()
     by_task = {f"experts.{key}": getattr(stages.run.experts, key) for key in ("sources", "labels", "reference")}
     by_task |= {f"tasks.{key}": getattr(stages.run.tasks, key, None) for key in ("train_rows", "parts", "learn")}
+    by_task["finetune.task_targets"] = getattr(stages.run.finetune, "task_targets", None)
     for key, given in by_task.items():
         for name in given or {}:
             if name not in known:

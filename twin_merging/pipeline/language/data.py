@@ -64,7 +64,8 @@ def expert(stages: LanguageStages, name: str, folder: Path, scratch: Path) -> No
     """Fine-tune on one task."""
     fine_tune, run = finetunings[stages.run.finetune.name].load(), stages.run
     rows, held_out = (examples_of(stages, name, split) for split in (TRAIN, VALIDATION))
-    fine_tune(backbone_of(stages), name, rows, held_out, run.finetune, run.training_seed, folder, scratch)
+    options = stages.tuning_of(name)
+    fine_tune(backbone_of(stages), name, rows, held_out, options, run.training_seed, folder, scratch)
 
 
 def joint(stages: LanguageStages, folder: Path, scratch: Path) -> None:

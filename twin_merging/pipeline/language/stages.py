@@ -72,7 +72,7 @@ class LanguageStages(Graph):
             load = by("language.data", "imported_expert", self, source)
             return Stage("expert", f"{name} from {where}", {"source": source.identity}, (self.base,), load)
         load = by("language.data", "expert", self, name)
-        return Stage("expert", name, self._tuning, (self.base, self.learned(name)), load)
+        return Stage("expert", name, self._tuning(name), (self.base, self.learned(name)), load)
 
     @cached_property
     def experts(self) -> list[Stage]:
@@ -83,7 +83,7 @@ class LanguageStages(Graph):
     def joint(self) -> Stage:
         """One expert of all tasks, fine-tuned on the union of their rows."""
         inputs = (self.base, *map(self.learned, self.names))
-        return Stage("multitask", "all tasks", self._tuning, inputs, by("language.data", "joint", self))
+        return Stage("multitask", "all tasks", self._tuning(None), inputs, by("language.data", "joint", self))
 
     @property
     def prepared(self) -> list[Stage]:
@@ -91,11 +91,17 @@ class LanguageStages(Graph):
         imported = [self.expert(name) for name in self.evaluated if source_of(self.run.experts, name) is not None]
         return [*map(self.learned, self.evaluated), self.base, *map(self.exam, self.evaluated), *imported]
 
-    @property
-    def _tuning(self) -> dict[str, Any]:
-        run = self.run
+    def tuning_of(self, name: str | None) -> Any:
+        """``finetune`` of one task, or of all at once: with that task's own targets."""
+        options = self.run.finetune
+        own = (getattr(options, "task_targets", None) or {}).get(name)
+        return options if own is None else replace(options, targets=own)
+
+    def _tuning(self, name: str | None) -> dict[str, Any]:
+        run, options = self.run, to_plain(self.tuning_of(name))
+        options.pop("task_targets", None)  # of which this task's are in ``targets``
         return {
-            "finetune": to_plain(run.finetune), "code": finetunings[run.finetune.name].code_hash(), "seed": run.training_seed,
+            "finetune": options, "code": finetunings[run.finetune.name].code_hash(), "seed": run.training_seed,
             **self._computing,
         }  # fmt: skip
 
