@@ -165,3 +165,27 @@ def test_half_precision_is_as_near_as_a_merged_model_is(plan, dtype):
     fast = TwinMergedModel(model.to(dtype), own, Exact(plan=plan))(input_ids=ids, weights=weights.to(dtype)).logits
     assert fast.dtype == dtype
     assert (fast.double() - exact).norm() < max(1.5 * usual, 1e-4)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("factored", [True, False])
+@pytest.mark.parametrize("kind", list(LANGUAGE))
+@torch.no_grad()
+def test_a_model_in_half_precision_takes_knowledge_and_weights_of_any(kind, factored, stored):
+    """A router gives weights in float32, and exclusive knowledge is stored as it was made."""
+    model = language(kind, torch.float32)
+    deltas, ids = (
+        exclusive_of(model, factored),
+        torch.randint(2, 40, (B, S), generator=torch.Generator().manual_seed(7)),
+    )
+    for weights in (weights_of(dtype=torch.float32), weights_of(dtype=torch.float32)[:1]):
+        rows = weights.expand(B, -1)
+        exact = torch.cat([merged(model, deltas, w)(ids[row : row + 1]).logits for row, w in enumerate(rows)])
+        halves = [merged(model, deltas, w).bfloat16()(ids[row : row + 1]).logits for row, w in enumerate(rows)]
+        own = {
+            name: type(delta)(*(part.to(stored) for part in delta)) if isinstance(delta, tuple) else delta.to(stored)
+            for name, delta in deltas.items()
+        }
+        found = TwinMergedModel(copy.deepcopy(model).bfloat16(), own)(input_ids=ids, weights=weights).logits
+        assert found.dtype == torch.bfloat16
+        assert (found.double() - exact).norm() < 1.5 * (torch.cat(halves).double() - exact).norm()

@@ -140,3 +140,28 @@ def test_the_lines_of_the_readme_answer(tmp_path, monkeypatch, capsys):
     plain.load_state_dict(known["plain"])
     torch.testing.assert_close(plain(IDS[:1]).logits, known["output"].logits[:1], rtol=1e-4, atol=1e-5)
     assert "LlamaForCausalLM.model.layers.0.self_attn.q_proj" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("plan", ["auto", "factored", "dense"])
+@torch.no_grad()
+def test_a_twin_in_bfloat16_takes_half_the_memory_and_answers_nearly_the_same(plan, tmp_path):
+    base, *experts = models("llama")
+    router = Router(MlpRouter(layer=1), base.get_input_embeddings().weight.shape[1], T).eval()
+    TwinMergedModel.from_experts(base, experts, sparsifier=Svd(rank=2), router=router).save_pretrained(
+        tmp_path / "twin"
+    )
+    exact = TwinMergedModel.from_pretrained(tmp_path / "twin", Exact(plan=plan))
+    half = TwinMergedModel.from_pretrained(tmp_path / "twin", Exact(plan=plan), torch.bfloat16)
+
+    def size(model: TwinMergedModel) -> int:
+        return sum(tensor.nbytes for tensor in (*model.encoder.parameters(), *model.encoder.buffers()))
+
+    assert size(half) < 0.55 * size(exact)
+    assert {parameter.dtype for parameter in half.router.parameters()} == {torch.float32}
+    weights = weights_of(dtype=torch.float32)
+    expected = exact(input_ids=IDS, weights=weights).logits
+    found = half(input_ids=IDS, weights=weights).logits.float()
+    assert float((found - expected).norm() / expected.norm()) < 0.03
+    torch.testing.assert_close(half.route(input_ids=IDS).float(), exact.route(input_ids=IDS), rtol=0, atol=0.05)
+    assert half.answer(input_ids=IDS).logits.dtype == torch.bfloat16
+    assert half.generate(IDS, max_new_tokens=3, pad_token_id=0).shape == (len(IDS), IDS.shape[1] + 3)

@@ -29,23 +29,25 @@ if TYPE_CHECKING:
 SHARED, EXCLUSIVE, ROUTER, RECORD = "shared", "exclusive.safetensors", "router.safetensors", "twin.json"
 
 
-def load(kind: type[TwinMergedModel], folder: Path, options: Exact | None) -> TwinMergedModel:
-    """The model of a folder, in float32. See ``TwinMergedModel.from_pretrained``."""
+def load(kind: type[TwinMergedModel], folder: Path, options: Exact | None, dtype: torch.dtype) -> TwinMergedModel:
+    """The model of a folder; its router in float32. See ``TwinMergedModel.from_pretrained``."""
     import transformers  # late, since merge.py only needs the names of the files
 
     if not (folder / RECORD).is_file():
         raise UserError("no twin", key=str(folder), expected=f"{SHARED}/, {EXCLUSIVE} and {RECORD}")
     config = transformers.AutoConfig.from_pretrained(folder / SHARED)
     name = (config.architectures or ["AutoModel"])[0]
-    shared = getattr(transformers, name, transformers.AutoModel).from_pretrained(folder / SHARED, dtype=torch.float32)
+    shared = getattr(transformers, name, transformers.AutoModel).from_pretrained(folder / SHARED, dtype=dtype)
     router = read_router(folder / ROUTER) if (folder / ROUTER).is_file() else None
     try:
-        return kind(shared, read_back(Checkpoint(folder / EXCLUSIVE)), options, router).eval()
+        model = kind(shared, read_back(Checkpoint(folder / EXCLUSIVE)), options).to(dtype)
     except AttributeError as error:
         raise UserError(
             f"this architecture stores its weights under other names than its modules' ({error})", key=str(folder), found=name,
             expected="such as BERT, RoBERTa, Llama or ViT",
         ) from error  # fmt: skip
+    model.router = None if router is None else router.requires_grad_(False)
+    return model.eval()
 
 
 def save(model: TwinMergedModel, state: Mapping[str, Tensor], folder: Path, experts: Sequence[str]) -> None:

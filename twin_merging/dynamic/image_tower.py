@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from twin_merging.dynamic.plan import Planner
-from twin_merging.dynamic.routed import Routed, instead_of, weights_of
+from twin_merging.dynamic.routed import Routed, instead_of, mixed_by, weights_of
 
 IMAGE_TOWER = ("class_embedding", "positional_embedding", "proj")
 
@@ -50,7 +50,7 @@ class RoutedImageTower(Routed):
     def _positions(self, weights: Tensor) -> Tensor:
         own = self.shared.positional_embedding.expand(weights_of(self.mixture).shape[0], -1, -1).clone()
         for name, _, deltas in self.vectors():
-            known = (weights @ deltas.flatten(1)).view(len(weights), -1, own.shape[-1])
+            known = mixed_by(weights, deltas.flatten(1)).view(len(weights), -1, own.shape[-1])
             if name == "class_embedding":
                 own[:, :1] += known
             else:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from twin_merging.dynamic.kernels import by_name
 from twin_merging.dynamic.plan import Planner
-from twin_merging.dynamic.routed import Routed, exchanged, holder, instead_of, spread, weights_of
+from twin_merging.dynamic.routed import Routed, exchanged, holder, instead_of, mixed_by, spread, weights_of
 from twin_merging.sparsifiers.svd import Factors
 
 
@@ -36,7 +36,7 @@ class RoutedLinear(Routed):
         self.check_rows(x)
         if self.own is None:
             y = self.alone(x)
-            return y + spread(batch.weights @ self.bias_deltas, y)
+            return y + spread(mixed_by(batch.weights, self.bias_deltas), y).to(y.dtype)
         y = self.own(x, self.shared_matrix, self.shared.bias)
         if lasting and key not in batch.known:
             batch.known[key] = self.own.ready(x, self.shared_matrix, self.shared.bias)
@@ -98,7 +98,8 @@ class RoutedConv2d(Routed):
             return layer(x)
         self.check_rows(x)
         if self.own is None:
-            return layer(x) + (weights @ self.bias_deltas)[:, :, None, None]
+            y = layer(x)
+            return y + mixed_by(weights, self.bias_deltas)[:, :, None, None].to(y.dtype)
         patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT
         y = self.own(patches, layer.weight.flatten(1), layer.bias).mT
         height, width = (
@@ -138,14 +139,17 @@ class RoutedEmbedding(Routed):
             self.check_rows(ids)
         if self.U is None or self.V is None:
             assert self.dense is not None
-            rows = self.dense[:, ids]  # (T, B or 1, ..., n)
+            rows, weights = self.dense[:, ids], weights.to(self.dense.dtype)  # (T, B or 1, ..., n)
             if len(weights) == 1:
-                return y + torch.tensordot(weights[0], rows, 1)
-            return y + torch.einsum("bt,tb...n->b...n", weights, rows.expand(-1, len(weights), *rows.shape[2:]))
+                return y + torch.tensordot(weights[0], rows, 1).to(y.dtype)
+            rows = rows.expand(-1, len(weights), *rows.shape[2:])
+            return y + torch.einsum("bt,tb...n->b...n", weights, rows).to(y.dtype)
         if self.mixture.kept is not None and (len(weights) == 1 or ids.dim() == 2):
-            return y + self._few(ids, *self.mixture.kept)
+            experts, w = self.mixture.kept
+            return y + self._few(ids, experts, w.to(self.U.dtype)).to(y.dtype)
         rows = self.U[ids]  # (B or 1, ..., T, r)
-        return y + (rows * spread(weights, rows[..., 0]).unsqueeze(-1)).flatten(-2) @ self.V
+        own = rows * spread(weights.to(rows.dtype), rows[..., 0]).unsqueeze(-1)
+        return y + (own.flatten(-2) @ self.V).to(y.dtype)
 
     def _few(self, ids: Tensor, experts: Tensor, w: Tensor) -> Tensor:
         """What rows get from the k experts that their examples have, (B, k) each, or (1, k) for all."""
@@ -162,8 +166,9 @@ class RoutedEmbedding(Routed):
         w = weights_of(self.mixture)[0]
         if self.U is None or self.V is None:
             assert self.dense is not None
-            return torch.tensordot(w, self.dense, 1).add_(shared)
-        return torch.addmm(shared, (self.U * w.unsqueeze(-1)).flatten(1), self.V)
+            return mixed_by(w, self.dense).add_(shared).to(shared.dtype)
+        own = (self.U * w.to(self.U.dtype).unsqueeze(-1)).flatten(1)
+        return torch.addmm(shared.to(own.dtype), own, self.V).to(shared.dtype)
 
 
 class RoutedLayerNorm(Routed):

@@ -83,13 +83,18 @@ class TwinMergedModel(nn.Module):
         return model.to(next(iter(start.values())).device)  # knowledge is made on the CPU
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, options: Exact | None = None) -> TwinMergedModel:
-        """The model of a folder that ``save_pretrained`` or ``merge.py merge_method=twin`` wrote, in float32.
+    def from_pretrained(
+        cls, folder: str | Path, options: Exact | None = None, dtype: torch.dtype = torch.float32
+    ) -> TwinMergedModel:
+        """The model of a folder that ``save_pretrained`` or ``merge.py merge_method=twin`` wrote.
+
+        Args:
+            dtype: of the shared expert and of v_t: bfloat16 takes half the memory, and rounds to three digits.
 
         Raises:
             UserError: if the folder holds no twin.
         """
-        return load(cls, Path(folder), options)
+        return load(cls, Path(folder), options, dtype)
 
     def save_pretrained(self, folder: str | Path, experts: Sequence[str] = ()) -> None:
         """Write the shared expert, v_t, the router and what the experts are called into a new folder."""

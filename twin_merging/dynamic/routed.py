@@ -82,7 +82,7 @@ class Routed(nn.Module):
             with torch.autocast(
                 weights.device.type, enabled=False
             ):  # which would round the sum, and a norm wants float32
-                return torch.tensordot(weights, deltas, 1).add_(shared)
+                return mixed_by(weights, deltas).add_(shared).to(shared.dtype)
 
         return self.mixture.once((self, name), find)
 
@@ -183,6 +183,12 @@ def weights_of(mixture: Mixture) -> Tensor:
     """w(x) of the batch, (B, T), or (1, T) for all examples."""
     assert mixture.weights is not None
     return mixture.weights
+
+
+def mixed_by(weights: Tensor, deltas: Tensor) -> Tensor:
+    """Σ_t w_t δ_t of small parameters, (B, *shape) or (*shape): in float32 at least, whatever they are stored in."""
+    wide = torch.promote_types(torch.promote_types(weights.dtype, deltas.dtype), torch.float32)
+    return torch.tensordot(weights.to(wide), deltas.to(wide), 1)
 
 
 def spread(values: Tensor, like: Tensor) -> Tensor:
