@@ -2,8 +2,10 @@
 
 A Llama of random numbers in bfloat16 and four LoRA adapters of rank 16 on all its linear layers are made in a folder (5 GB of
 disk), then ``merge.py merge_method=twin`` runs in a process that may have no more memory of its own than ``--limit`` times the
-bytes of the base; files that are mapped do not count. Prints one JSON object: ``parameters``, ``base_bytes``, ``limit`` and
-``exclusive_ratio``, the bytes of all experts' exclusive knowledge over those of the base. Exit code 1: it did not fit.
+bytes of the base; files that are mapped do not count. Another process then answers four prompts under weights of their own, in
+bfloat16. Prints one JSON object: ``parameters``, ``base_bytes``, ``limit``, ``exclusive_ratio``, the bytes of all experts' exclusive
+knowledge over those of the base, and ``answer_ratio``, the largest memory of the process that answers over them. Exit code 1: it did
+not fit.
 """
 
 from __future__ import annotations
@@ -22,6 +24,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).parents[1]
 EXPERTS, RANK = 4, 16
+
+
+ANSWER = """
+import resource, sys
+import torch
+from twin_merging.dynamic.model import TwinMergedModel
+model = TwinMergedModel.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
+tokens = model.generate(torch.randint(2, 30000, (4, 16)), torch.eye(4), max_new_tokens=4, pad_token_id=0)
+assert tokens.shape == (4, 20)
+print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 
 
 def make(folder: Path) -> tuple[int, int]:
@@ -65,7 +78,14 @@ def main() -> int:
         if limited.returncode:
             return 1
         exclusive = _bytes(folder / "twin") / size
-    found = {"parameters": parameters, "base_bytes": size, "limit": asked.limit, "exclusive_ratio": round(exclusive, 3)}
+        answered = subprocess.run(
+            [sys.executable, "-c", ANSWER, str(folder / "twin")], check=True, stdout=subprocess.PIPE, text=True
+        )
+        peak = int(answered.stdout.split()[-1])
+    found = {
+        "parameters": parameters, "base_bytes": size, "limit": asked.limit, "exclusive_ratio": round(exclusive, 3),
+        "answer_ratio": round(peak / size, 2),
+    }  # fmt: skip
     print(json.dumps(found))
     return 0
 
