@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 from changes import changed, refused
 from omegaconf import OmegaConf
 
-from twin_merging.config import Magnitude, Svd, TfidfRouter
+from twin_merging.config import FullFineTuning, Magnitude, Svd, TfidfRouter, finetunings
+from twin_merging.registry import Component
 from twin_merging.validation import validate
 
 
@@ -111,6 +114,16 @@ def test_a_stream_of_unknown_tasks_needs_a_router_that_is_trained_and_two_tasks(
 def test_one_source_stands_for_no_unseen_task_beside_the_merged_one(composed):
     error = refused(composed, experts__source="some/folder", tasks__names=["cola"], tasks__unseen=["rte"])
     assert error.key == "experts.source"
+
+
+def test_joint_training_is_not_a_plugins_fine_tuning_of_encoders(composed, monkeypatch):
+    @dataclass
+    class Mine(FullFineTuning):
+        name: str = "mine"
+
+    monkeypatch.setitem(finetunings._components, "mine", Component("mine", Mine, lambda: None))
+    error = refused(composed, merge_method={"name": "multitask"}, finetune={"name": "mine"})
+    assert (error.key, error.found) == ("finetune.name", "mine with multitask")
 
 
 KNOWN = {"name": "task_unknown"}

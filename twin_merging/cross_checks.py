@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from twin_merging.config import Expert, Magnitude, RunConfig, Svd, TaskUnknown, TfidfRouter, bytes_of
+from twin_merging.config import (
+    CLASSES,
+    Expert,
+    Magnitude,
+    RunConfig,
+    Svd,
+    TaskUnknown,
+    TfidfRouter,
+    bytes_of,
+    domain_of,
+)
 from twin_merging.errors import UserError
 from twin_merging.language_checks import check_domains, check_language, is_language
 
@@ -97,7 +107,7 @@ def _check_method(run: RunConfig, merged: list[str]) -> None:
             raise UserError(
                 "one γ for each merged task", key=f"{key}.gamma", found=f"{len(gamma)} of them", expected=f"{len(merged)}: {', '.join(merged)}"
             )  # fmt: skip
-    if run.merge_method.name == "multitask" and run.finetune.name == "lora":
+    if run.merge_method.name == "multitask" and run.finetune.name != "full" and domain_of(run.finetune) == CLASSES:
         raise UserError(
             "joint training trains all parameters", key="finetune.name", found=f"{run.finetune.name} with multitask",
             expected="full",

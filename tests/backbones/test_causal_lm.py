@@ -84,6 +84,19 @@ def test_an_answer_that_ends_at_once_is_empty(folders, tmp_path):
     assert backbone.complete(model, [], 4, "test") == []
 
 
+def test_without_ends_an_answer_is_as_long_as_it_may_be(folders):
+    backbone = backbone_of(folders["llama"])
+    model, steps = backbone.load(), []
+    model.lm_head = torch.nn.Linear(32, model.config.vocab_size)
+    torch.nn.init.constant_(model.lm_head.bias, -1e4)
+    model.lm_head.bias.data[backbone.tokenizer.convert_tokens_to_ids(END)] = 1e4
+    model.register_forward_pre_hook(lambda *_: steps.append(1))
+    backbone.complete(model, some_requests(5, 12), 5, "test")
+    assert len(steps) == 1
+    backbone.complete(model, some_requests(5, 12), 5, "test", ends=())
+    assert len(steps) == 1 + 12
+
+
 def test_a_prompt_without_text_begins_a_text(folders):
     backbone = backbone_of(folders["llama"])
     model = backbone.load()

@@ -141,3 +141,33 @@ def test_figure_2b_has_a_bar_for_each_method_and_task():
         for task, patch in zip(TASKS, container.patches, strict=True):
             raw = [100 * results[cell.name]["tasks"][task]["raw"] for cell in plan.cells if cell.row is row]
             assert patch.get_height() == pytest.approx(fmean(raw))
+
+
+def test_figure_5b_has_a_row_for_each_task():
+    figure, _, results = drawn("figure_5b", seeds=(0,))
+    (axes,) = figure.axes
+    (result,) = results.values()
+    shown = {text.get_position(): text.get_text() for text in axes.texts}
+    routing = result["routing"]
+    rows = [*zip(routing["task_names"], routing["mean_weights"], strict=True), *routing["unseen"].items()]
+    assert len({tuple(weights) for _, weights in rows}) == len(rows)  # so that no row stands for another
+    assert [text.get_text() for text in axes.get_yticklabels()] == [name for name, _ in rows]
+    assert shown == {
+        (column, line): f"{weight:.2f}"
+        for line, (_, weights) in enumerate(rows)
+        for column, weight in enumerate(weights)
+    }
+
+
+def test_figure_2a_has_a_point_for_each_method():
+    figure, plan, results = drawn("figure_2a")
+    (axes,) = figure.axes
+    points = lines(axes)
+    assert list(points) == [row.head for row in plan.rows]
+    for row in plan.rows:
+        own = [results[cell.name] for cell in plan.cells if cell.row is row]
+        size = max(sum(part["parameters"] for part in result["costs"]["stored"].values()) for result in own)
+        values = [result["average_normalized"] for result in own]
+        mean, half = fmean(values), student.ppf(0.975, 2) * np.std(values, ddof=1) / np.sqrt(3)
+        (point,), (whisker,) = points[row.head]
+        assert (*point, whisker) == pytest.approx((size / 1e6, mean, half))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -110,3 +111,13 @@ def test_an_item_on_another_suite(name, rows, given, tmp_path):
     assert ("paper (Qwen-14B)" in markdown) == name.startswith("table")
     records = json.loads((folder / "cells.json").read_text())
     assert [record["status"] for record in records] == ["done"] * rows
+    if name == "table_7":
+        with (folder / "table.csv").open() as file:
+            rows = {row["method"]: row for row in csv.DictReader(file)}
+        for record in records:
+            result, row = json.loads((folder / record["results"]).read_text()), rows[record["row"]]
+            shown = [float(row[f"{key} ours"]) for key in ("tokens", "cost", "inference", "average")]
+            tokens, making = result["costs"]["training_tokens"]["after_experts"], result["costs"]["making"]["seconds"]
+            wanted = [tokens / 1e6, making, result["inference"]["seconds_per_1000"], result["average_normalized"]]
+            assert shown == pytest.approx(wanted)
+            assert (tokens > 0) == (record["row"] != "Model Merging")

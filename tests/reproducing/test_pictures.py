@@ -20,10 +20,13 @@ DRAWN = [name for name in known_items() if name.startswith("figure")]
 
 def made_up(row: Row, chance: random.Random) -> dict[str, Any]:
     experts = list(TASKS[: row.at.get("experts", 8)])
-    weights = [chance.random() for _ in experts]
-    shares = [weight / sum(weights) for weight in weights]
+
+    def shares() -> list[float]:
+        weights = [chance.random() for _ in experts]
+        return [weight / sum(weights) for weight in weights]
+
     entries = {name: {"metric": "accuracy", "raw": chance.uniform(0.4, 0.95), "normalized": 90.0} for name in TASKS}
-    routing = {"task_names": experts, "mean_weights": [shares] * len(experts), "unseen": {"qnli": shares}}
+    routing = {"task_names": experts, "mean_weights": [shares() for _ in experts], "unseen": {"qnli": shares()}}
     return {
         "average_normalized": chance.uniform(50, 100), "average_raw": chance.uniform(0.4, 0.8), "tasks": entries,
         "bytes_stored": chance.uniform(1e8, 9e8), "routing": routing,

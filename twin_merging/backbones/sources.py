@@ -80,7 +80,7 @@ def check_code(folder: Path) -> None:
         raise UserError(
             "this model runs only by modelling code that comes with its weights", key="backbone.trust_remote_code",
             found=f"false, and {config.get('model_type')} in {folder / 'config.json'}", expected="true, once you have read that code",
-            hint="or a backbone that transformers knows, such as backbone=qwen2_5_14b",
+            hint="or a model whose architecture transformers knows, as it does that of backbone=qwen2_5_14b",
         )  # fmt: skip
 
 

@@ -76,7 +76,7 @@ class Surgery:
 
 @dataclass
 class Multitask:
-    """One model trained on all tasks at once, an encoder with a head a task, by the options of ``finetune``."""
+    """One model trained on all tasks at once by the options of ``finetune``: an encoder with a head a task, or a language model."""
 
     name: str = "multitask"
 

@@ -105,7 +105,9 @@ class Native:
     batch_size: int = option(16, "prompts that a static model answers at once", low=1)
     seed: int = option(0, "of answers that are drawn: the summaries", low=0, high=2**32 - 1)
     timing: int | None = option(
-        None, "prompts on which seconds per 1000 items are measured, beside θ₀'s own; null: none", low=1
+        None,
+        "prompts on which seconds per 1000 items are measured, with θ₀ beside the model in memory; null: none",
+        low=1,
     )
     domain: ClassVar[str] = LANGUAGE
 

@@ -78,7 +78,7 @@ class RoutedAttention(Routed):
         if matrix is not None:
             return matrix(x, weight, bias)
         y, deltas = F.linear(x, weight, bias), getattr(self, f"{name}_bias_deltas")
-        return y if deltas is None else y + spread(mixed_by(weights_of(self.mixture), deltas), y).to(y.dtype)
+        return y if deltas is None else (y + spread(mixed_by(weights_of(self.mixture), deltas), y)).to(y.dtype)
 
 
 def _joined_mask(attention: Tensor | None, padding: Tensor | None, queries: Tensor) -> Tensor | None:

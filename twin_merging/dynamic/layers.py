@@ -36,7 +36,7 @@ class RoutedLinear(Routed):
         self.check_rows(x)
         if self.own is None:
             y = self.alone(x)
-            return y + spread(mixed_by(batch.weights, self.bias_deltas), y).to(y.dtype)
+            return (y + spread(mixed_by(batch.weights, self.bias_deltas), y)).to(y.dtype)
         y = self.own(x, self.shared_matrix, self.shared.bias)
         if lasting and key not in batch.known:
             batch.known[key] = self.own.ready(x, self.shared_matrix, self.shared.bias)
@@ -99,7 +99,7 @@ class RoutedConv2d(Routed):
         self.check_rows(x)
         if self.own is None:
             y = layer(x)
-            return y + mixed_by(weights, self.bias_deltas)[:, :, None, None].to(y.dtype)
+            return (y + mixed_by(weights, self.bias_deltas)[:, :, None, None]).to(y.dtype)
         patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT
         y = self.own(patches, layer.weight.flatten(1), layer.bias).mT
         height, width = (
@@ -141,15 +141,15 @@ class RoutedEmbedding(Routed):
             assert self.dense is not None
             rows, weights = self.dense[:, ids], weights.to(self.dense.dtype)  # (T, B or 1, ..., n)
             if len(weights) == 1:
-                return y + torch.tensordot(weights[0], rows, 1).to(y.dtype)
+                return (y + torch.tensordot(weights[0], rows, 1)).to(y.dtype)
             rows = rows.expand(-1, len(weights), *rows.shape[2:])
-            return y + torch.einsum("bt,tb...n->b...n", weights, rows).to(y.dtype)
+            return (y + torch.einsum("bt,tb...n->b...n", weights, rows)).to(y.dtype)
         if self.mixture.kept is not None and (len(weights) == 1 or ids.dim() == 2):
             experts, w = self.mixture.kept
-            return y + self._few(ids, experts, w.to(self.U.dtype)).to(y.dtype)
+            return (y + self._few(ids, experts, w.to(self.U.dtype))).to(y.dtype)
         rows = self.U[ids]  # (B or 1, ..., T, r)
         own = rows * spread(weights.to(rows.dtype), rows[..., 0]).unsqueeze(-1)
-        return y + (own.flatten(-2) @ self.V).to(y.dtype)
+        return (y + own.flatten(-2) @ self.V).to(y.dtype)
 
     def _few(self, ids: Tensor, experts: Tensor, w: Tensor) -> Tensor:
         """What rows get from the k experts that their examples have, (B, k) each, or (1, k) for all."""

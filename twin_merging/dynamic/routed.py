@@ -186,7 +186,7 @@ def weights_of(mixture: Mixture) -> Tensor:
 
 
 def mixed_by(weights: Tensor, deltas: Tensor) -> Tensor:
-    """Σ_t w_t δ_t of small parameters, (B, *shape) or (*shape): in float32 at least, whatever they are stored in."""
+    """Σ_t w_t δ_t of small parameters, (B, *shape) or (*shape): in float32 at least, whatever they are stored in, unless autocast rounds."""
     wide = torch.promote_types(torch.promote_types(weights.dtype, deltas.dtype), torch.float32)
     return torch.tensordot(weights.to(wide), deltas.to(wide), 1)
 

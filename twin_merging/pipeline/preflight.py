@@ -60,7 +60,7 @@ def check_inputs(jobs: list[RunConfig]) -> list[str]:
             elif isinstance(stages, LanguageStages):
                 _check_parameters(stages, stages.backbone_source.folder)
                 if stages.is_twin:
-                    _check_language_budget(stages)
+                    _check_budget(stages)
     return keys
 
 
@@ -89,16 +89,15 @@ def _check_tasks(stages: Stages) -> None:
     check_classes(stages.method, {task.name: task.kind for task in tasks_of(stages)})
 
 
-def _check_budget(stages: Stages) -> None:
-    from twin_merging.pipeline.exclusive import check_budget
+def _check_budget(stages: Graph) -> None:
+    if isinstance(stages, Stages):
+        from twin_merging.pipeline.exclusive import check_budget
 
-    check_budget(stages)
+        check_budget(stages)
+    elif isinstance(stages, LanguageStages):
+        from twin_merging.pipeline.language.merging import check_budget as check_language_budget
 
-
-def _check_language_budget(stages: LanguageStages) -> None:
-    from twin_merging.pipeline.language.merging import check_budget
-
-    check_budget(stages)
+        check_language_budget(stages)
 
 
 def _check_writable(key: str, folder: Path) -> None:

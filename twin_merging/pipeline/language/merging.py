@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from twin_merging.config import CausalLora, merge_methods
+from twin_merging.config import merge_methods
+from twin_merging.experts.published import source_of
 from twin_merging.mapped import MappedCheckpoint
 from twin_merging.merging.apply import merge_into
 from twin_merging.merging.stack import Stack
@@ -67,8 +68,9 @@ def exclusive(stages: LanguageStages, folder: Path, scratch: Path) -> None:
 def check_budget(stages: LanguageStages) -> None:
     """Raise a UserError if ``sparsifier.budget`` is too small for what is kept whole of models that are fine-tuned as a whole."""
     run = stages.run
-    if getattr(run.sparsifier, "budget", None) is None or isinstance(run.finetune, CausalLora) or run.experts.source:
-        return
+    imported = any(source_of(run.experts, name) is not None for name in stages.names)
+    if getattr(run.sparsifier, "budget", None) is None or run.finetune.name != "causal_full" or imported:
+        return  # how much of the model an adapter or another's expert changes is not known before
     base = MappedCheckpoint(stages.backbone_source.folder)
     names = select(base, run.parameters.include, run.parameters.exclude)
     room(exclusive_knowledge(base, [base] * len(stages.names), names), run.sparsifier)
