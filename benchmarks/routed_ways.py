@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,8 @@ STATIC, FAST = "static", "static, same kernels"
 CHECKED = 4  # examples of the batch that are compared with merged models
 MEMORY = "3GB"  # for dense deltas
 CHUNK = 2  # examples whose whole weights vmap has at a time
-PLACE = {
-    "device": torch.device("cpu"),
-    "dtype": torch.float32,
-}  # of models, knowledge and weights; changed before any is made
+PLACE: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
+"""Where models, knowledge and weights are, and of which dtype; changed before any is made."""
 
 
 class Way(NamedTuple):
