@@ -15,16 +15,18 @@ def there(arguments: list[str], cuda: str) -> list[str]:
     return [f"device={cuda}" if argument == "device=cpu" else argument for argument in arguments]
 
 
-def test_all_methods_score_as_on_the_cpu(small, finished, cuda, tmp_path):
+def test_experts_learn_and_every_method_merges_them(small, cuda, tmp_path):
     succeed("-m", f"merge_method={METHODS}", BOTH, *there(small, cuda), "hydra.sweep.dir=sweep", folder=tmp_path)
-    found, here = results(tmp_path / "sweep"), results(finished.folder)
-    assert len(found) == 20
+    found = results(tmp_path / "sweep")
+    assert len(found) == 22
     for result in found.values():
         assert result["provenance"]["device"] == cuda
-    for key in set(found) & set(here):  # experts learn the same tasks, by sums of another order
-        assert found[key]["average_normalized"] == pytest.approx(here[key]["average_normalized"], abs=25)
-    assert found["finetuned", "oracle"]["average_normalized"] == 100
-    assert found["twin", "oracle"]["average_normalized"] > found["weight_averaging", "oracle"]["average_normalized"]
+    before, after = (found[method, "oracle"]["tasks"] for method in ("pretrained", "finetuned"))
+    for name, task in after.items():  # in any order of the sums
+        assert task["raw"] > before[name]["raw"] + 0.2
+    for heads in ("oracle", "routed"):
+        average = {method: result["average_normalized"] for (method, own), result in found.items() if own == heads}
+        assert min(average["twin"], average["emr"]) > average["weight_averaging"] + 10
 
 
 @pytest.mark.parametrize("method", ["adamerging", "wudi", "surgery", "multitask"])
