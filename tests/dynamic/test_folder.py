@@ -158,6 +158,7 @@ def test_a_twin_in_bfloat16_takes_half_the_memory_and_answers_nearly_the_same(pl
 
     assert size(half) < 0.55 * size(exact)
     assert {parameter.dtype for parameter in half.router.parameters()} == {torch.float32}
+    assert not any(parameter.requires_grad for parameter in half.parameters())
     weights = weights_of(dtype=torch.float32)
     expected = exact(input_ids=IDS, weights=weights).logits
     found = half(input_ids=IDS, weights=weights).logits.float()
