@@ -39,8 +39,9 @@ def sweeps(folder: Path) -> list[Path]:
 
 
 def done_in(folder: Path) -> list[Path]:
-    """The results of sweeps; the cache is left out, whose folders come and go meanwhile."""
-    return list((folder / "outputs/multiruns").rglob("results.json"))
+    """The results of sweeps, where folders of jobs may go meanwhile; the cache is left out."""
+    walk = os.walk(folder / "outputs/multiruns")  # passes over what is gone, unlike rglob
+    return [Path(place, name) for place, _, files in walk for name in files if name == "results.json"]
 
 
 def jobs(sweep: Path) -> dict[str, dict]:
