@@ -38,6 +38,12 @@ def test_it_does_not_hold_for_another_option():
     assert found.method == {"name": "other", "x": 1, "grid": None, "inner": {"name": "c", "y": 2}}
 
 
+def test_a_key_alone_holds_where_it_is_set():
+    when = {"method.grid": {"method.x": 7}, "sparsifier.budget": {"sparsifier.rank": 8}}
+    found = settled(config(when=when), [])
+    assert (found.method.x, found.sparsifier.rank) == (1, 8)
+
+
 @pytest.mark.parametrize("given", ["method.x=3", "+method.x=3", "++method.x=3"])
 def test_what_the_command_line_sets_stays(given: str):
     found = settled(config(), [given, "method=a"])
@@ -56,7 +62,7 @@ def test_the_composed_configuration_is_left_as_it_is():
     assert "when" in cfg
 
 
-@pytest.mark.parametrize("when", [{"method": {"method.x": 1}}, {"method=a": 3}])
+@pytest.mark.parametrize("when", [{"method": {"method.x": 1}}, {"method=a": 3}, {"method.z": {"method.x": 1}}])
 def test_what_is_no_condition_is_refused(when: dict):
     with pytest.raises(UserError) as caught:
         settled(config(when=when), [])
@@ -138,6 +144,16 @@ def test_the_generative_suites_have_the_papers_settings(exp):
         assert (jobs[0].backbone.pretrained, jobs[0].backbone.device_map) == ("Qwen/Qwen-72B", "auto")
     arithmetic = next(run.merge_method for run in jobs if run.merge_method.name == "task_arithmetic")
     assert arithmetic.scaling == 0.3
+
+
+def test_the_small_suite_takes_four_tasks_with_data_and_without():
+    offline, local = (jobs_of("+exp=generative_smollm2", *given)[0].tasks for given in ([], ["paths.data=DIR"]))
+    assert offline.names == ["bbq", "truthful_qa", "xsum", "synthetic_reasoning"]
+    assert local.names == ["mmlu", "bbq", "truthful_qa", "synthetic_reasoning"]
+    assert (offline.parts["bbq"], local.parts["bbq"]) == (["Gender_identity"], ["Age"])
+    assert (offline.learn, local.learn) == (None, {"mmlu": "dolly"})
+    own = jobs_of("+exp=generative_smollm2", "paths.data=DIR", "tasks.names=[xsum]", "tasks.parts.bbq=[Religion]")[0]
+    assert (own.tasks.names, own.tasks.parts["bbq"]) == (["xsum"], ["Religion"])
 
 
 @pytest.mark.parametrize("size", ["14b", "72b"])

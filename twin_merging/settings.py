@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from twin_merging.errors import UserError
 
 WHEN = "when"
+UNKNOWN = object()
 SIZES = ("sparsifier.rank", "sparsifier.fraction", "sparsifier.budget", "sparsifier.energy")
 """Keys of which one at most is set, so that one of the command line stands for all."""
 
@@ -17,7 +18,8 @@ def settled(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
     """A composed configuration with its ``when`` applied and removed.
 
     ``when`` maps ``GROUP=NAME`` to keys and values: ``merge_method=ties: {merge_method.scaling: 0.7}`` holds where the
-    component of ``merge_method`` is ``ties``, unless the command line sets ``merge_method.scaling``.
+    component of ``merge_method`` is ``ties``, unless the command line sets ``merge_method.scaling``. A key alone, such as
+    ``paths.data``, holds where it is not null.
 
     Args:
         overrides: the job's arguments.
@@ -35,11 +37,13 @@ def settled(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
         del settled[WHEN]
         for condition, values in conditions.items():
             group, equals, name = str(condition).partition("=")
-            if not equals or not isinstance(values, DictConfig):
+            value = OmegaConf.select(settled, f"{group}.name" if equals else group, default=UNKNOWN)
+            if not isinstance(values, DictConfig) or (not equals and (value is UNKNOWN or OmegaConf.is_dict(value))):
                 raise UserError(
-                    "not a condition with keys", key=WHEN, found=condition, expected="GROUP=NAME: {key: value}"
-                )
-            if OmegaConf.select(settled, f"{group}.name") == name:
+                    "not a condition with keys", key=WHEN, found=condition,
+                    expected="GROUP=NAME: {key: value}, or of a key that is set KEY: {key: value}",
+                )  # fmt: skip
+            if value == name if equals else value is not None:
                 for key, value in values.items():
                     if not _is_set(str(key), given):
                         OmegaConf.update(settled, str(key), value, merge=False, force_add=True)

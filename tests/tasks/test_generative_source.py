@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from end_to_end import tiny_exams
+from evaluation.helm.answering_models import byte_tokenizer
 
 from twin_merging.config import GenerativeTasks, LearningCounts, Paths
 from twin_merging.errors import UserError
+from twin_merging.evaluation.helm.suite import HelmSuite
 from twin_merging.tasks.generative_source import Generative
 
 
@@ -33,6 +35,30 @@ def test_an_expert_may_learn_from_instructions(data: Path, tmp_path: Path):
     own = Generative(GenerativeTasks(), Paths(data=str(data)))
     assert source.learning_identity("mmlu") != own.learning_identity("mmlu")
     assert source.exam_identity("mmlu") == own.exam_identity("mmlu")
+
+
+def test_rows_that_helm_generates_are_apart_and_need_neither_folder_nor_asset(tmp_path: Path):
+    options = GenerativeTasks(names=["synthetic_reasoning"], parts={"synthetic_reasoning": ["variable_substitution"]})
+    source = Generative(options, Paths(assets=str(tmp_path / "none")))
+    assert source.assets("synthetic_reasoning") == ()
+    assert source.rows_to_mirror("synthetic_reasoning") == []
+    rows = source.learning("synthetic_reasoning", tmp_path / "helm")
+    (exam,) = HelmSuite(source.data, tmp_path / "helm", byte_tokenizer(), context=None, shots=0, instances=5000).exams(
+        "synthetic_reasoning", source.parts("synthetic_reasoning")
+    )
+    asked = {request.prompt for request in exam.requests}
+    assert len(exam.questions) == 5000
+    assert 800 < len(rows.train) + len(rows.validation) <= 1000
+    assert not asked & {example.prompt for example in (*rows.train, *rows.validation)}
+    assert rows.provenance["source"] == "HELM's generator"
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_length_of_articles_is_part_of_what_they_are(data: Path):
+    whole, short = (Generative(GenerativeTasks(article_words=words), Paths(data=str(data))) for words in (512, 40))
+    for identity in ("learning_identity", "exam_identity"):
+        assert getattr(whole, identity)("gsm8k") == getattr(short, identity)("gsm8k")
+        assert getattr(whole, identity)("xsum") != getattr(short, identity)("xsum")
 
 
 def test_parts_are_asked_and_learned_from_alone(data: Path, tmp_path: Path):

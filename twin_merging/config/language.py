@@ -56,6 +56,7 @@ class GenerativeTasks:
     train_rows: dict[str, int] | None = option(None, "by task, in place of rows.train", low=1)
     shots: int = option(5, "solved rows in a prompt, at most", low=0)
     instances: int = option(100, "rows that are evaluated of each part, at most", low=1)
+    article_words: int = option(512, "an article is cut to so many words; 512 are HELM's", low=1)
     split_seed: int = option(0, "seed of which rows are validation", low=0)
     unseen: list[str] = option([], "tasks that are evaluated though no expert of theirs is merged or routed to")
     domain: ClassVar[str] = LANGUAGE

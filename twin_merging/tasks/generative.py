@@ -10,6 +10,7 @@ from typing import Any
 
 from twin_merging.checksums import sha256_of
 from twin_merging.errors import UserError, unknown
+from twin_merging.evaluation.helm.tasks import ARTICLE_WORDS
 from twin_merging.tasks.generation import Example
 from twin_merging.tasks.tables import read_columns
 
@@ -19,6 +20,7 @@ DOLLY_COLUMNS = ("instruction", "context", "response")
 TRAINED_SPLITS = {"mmlu": ("train", "valid")}  # HELM evaluates MMLU's test alone; elsewhere its train is what is free
 LICENCES = {
     "mmlu": "MIT", "truthful_qa": "Apache-2.0", "bbq": "CC BY 4.0", "gsm8k": "MIT", "dolly": "CC BY-SA 3.0",
+    "synthetic_reasoning": "Apache-2.0",
     "cnn_dm": "articles of CNN and Daily Mail: research only", "xsum": "articles of the BBC: research only",
 }  # fmt: skip
 VALIDATION_SHARE, MOST_VALIDATION = 0.1, 1000
@@ -39,7 +41,9 @@ class LearningRows:
     provenance: dict[str, Any]
 
 
-def learning_rows(source: str, parts: Sequence[str], data: Path, benchmark: Path, seed: int = 0) -> LearningRows:
+def learning_rows(
+    source: str, parts: Sequence[str], data: Path, benchmark: Path, seed: int = 0, words: int = ARTICLE_WORDS
+) -> LearningRows:
     """The rows of a task that an expert may learn from, worded as HELM asks them but without solved rows in front.
 
     No row of HELM's evaluated split is among them, of whichever part and however few of them are evaluated; nor is one of
@@ -54,6 +58,7 @@ def learning_rows(source: str, parts: Sequence[str], data: Path, benchmark: Path
         parts: subjects or categories; none: all whose files are in ``data``.
         benchmark: HELM's folder, of this process alone.
         seed: of which groups are validation, and of the order.
+        words: of an article, at most.
 
     Raises:
         UserError: for an unknown source, a missing file or column, or if no row is left.
@@ -67,7 +72,7 @@ def learning_rows(source: str, parts: Sequence[str], data: Path, benchmark: Path
     task = "mmlu" if source == DOLLY else source
     known = known_parts(task, data)
     chosen = () if source == DOLLY else tuple(parts) or known
-    rows = {part: read_rows(task, part, data, benchmark) for part in dict.fromkeys((*chosen, *known))}
+    rows = {part: read_rows(task, part, data, benchmark, words) for part in dict.fromkeys((*chosen, *known))}
     evaluated = {row.group for part in rows.values() for row in part if row.split == TASKS[task].split}
     if source == DOLLY:
         path = dolly_file(data)
@@ -87,7 +92,7 @@ def learning_rows(source: str, parts: Sequence[str], data: Path, benchmark: Path
         )  # fmt: skip
     train, validation = _cut(free, f"{seed}/{source}")
     provenance = {
-        "source": f"local files, generative/{source}", "licence": LICENCES[source], "parts": list(chosen), "seed": seed,
+        "source": "HELM's generator" if TASKS[task].generated else f"local files, generative/{source}", "licence": LICENCES[source], "parts": list(chosen), "seed": seed,
         "files": {name: sha256_of(path) for name, path in files.items()},
         "rows": {"found": len(found), "left_out": len(found) - len(free), "train": len(train), "validation": len(validation)},
         "disjoint": f"by group from all {len(evaluated)} groups of HELM's {TASKS[task].split} rows of {task}",

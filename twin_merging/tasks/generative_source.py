@@ -9,7 +9,7 @@ from typing import Any
 
 from twin_merging import assets, config
 from twin_merging.errors import UserError
-from twin_merging.evaluation.helm.files import FOLDER, identity, known_parts, source_files
+from twin_merging.evaluation.helm.files import FOLDER, find_task, identity, known_parts, source_files
 from twin_merging.evaluation.helm.tasks import TASKS
 from twin_merging.mirror.folder import ASSETS
 from twin_merging.mirror.piece import Piece, local_rows
@@ -18,7 +18,7 @@ from twin_merging.tasks.offline_generative import ASSET, OFFLINE, offline_folder
 
 
 class Generative:
-    """MMLU, TruthfulQA, BBQ, CNN/DailyMail, XSum and GSM8K as HELM has them.
+    """MMLU, TruthfulQA, BBQ, CNN/DailyMail, XSum, GSM8K and synthetic reasoning as HELM has them.
 
     Args:
         options: which of them, their parts, and how many rows.
@@ -44,7 +44,7 @@ class Generative:
         Raises:
             UserError: if it is in no asset and there is no local folder.
         """
-        if self._given is not None:
+        if self._given is not None or _needs_no_files(self._source(name)):
             return ()
         if name not in OFFLINE or self._source(name) != name:
             raise UserError(
@@ -55,7 +55,7 @@ class Generative:
 
     def rows_to_mirror(self, name: str) -> list[Piece]:
         """The files of all its parts, as rows that one part asks are learned from in no other; none of the assets' tasks."""
-        if self._given is None:
+        if self._given is None or _needs_no_files(self._source(name)):
             return []
         found = {path for part in known_parts(name, self.data) for path in source_files(name, part, self.data).values()}
         pieces = [local_rows(f"{FOLDER}/{name}", self.data / FOLDER / name, sorted(found))]
@@ -66,8 +66,10 @@ class Generative:
 
     @cached_property
     def data(self) -> Path:
-        """The folder that holds ``generative``."""
-        return offline_folder(self._assets) if self._given is None else self._given
+        """The folder that holds ``generative``; the assets' folder, of which nothing is read, if no task has files."""
+        if self._given is not None:
+            return self._given
+        return offline_folder(self._assets) if any(map(self.assets, self.options.names)) else self._assets
 
     def parts(self, name: str) -> tuple[str, ...]:
         """The parts of a task that are asked and learned from; none: all whose files are there."""
@@ -75,11 +77,11 @@ class Generative:
 
     def learning_identity(self, name: str) -> dict[str, Any]:
         """What determines the rows that the expert and the router learn from, but for how many are taken."""
-        return learning_identity(self._source(name), self.parts(name), self.data)
+        return {**learning_identity(self._source(name), self.parts(name), self.data), **self._cut(name)}
 
     def exam_identity(self, name: str) -> dict[str, Any]:
         """What determines the rows that are evaluated, and those shown with them, but for how many are taken."""
-        return identity(name, self.parts(name), self.data)
+        return {**identity(name, self.parts(name), self.data), **self._cut(name)}
 
     def rows(self, name: str) -> config.LearningCounts:
         """How many rows of a task are learned from at most."""
@@ -96,10 +98,18 @@ class Generative:
             UserError: as of ``learning_rows``.
         """
         found = learning_rows(
-            self._source(name), self.parts(name), self.data, benchmark, seed=self.options.split_seed
+            self._source(name), self.parts(name), self.data, benchmark, self.options.split_seed, self.options.article_words
         )  # fmt: skip
         limit = self.rows(name)
         return LearningRows(found.train[: limit.train], found.validation[: limit.validation], found.provenance)
 
+    def _cut(self, name: str) -> dict[str, int]:
+        """What else determines the rows of a task of articles."""
+        return {"words": self.options.article_words} if find_task(name).articles else {}
+
     def _source(self, name: str) -> str:
         return (self.options.learn or {}).get(name, name)
+
+
+def _needs_no_files(source: str) -> bool:
+    return source in TASKS and bool(TASKS[source].generated)

@@ -14,6 +14,7 @@ from answering_models import byte_tokenizer
 
 from twin_merging.errors import UserError
 from twin_merging.evaluation.helm.files import check_plain, identity, known_parts, source_files
+from twin_merging.evaluation.helm.rows import read_rows
 from twin_merging.evaluation.helm.suite import HelmSuite
 
 SUMMARY = {"article": "One two three. Four five six.", "highlights": "One two.", "id": "0"}
@@ -68,6 +69,39 @@ def test_tiny_files_are_enough_and_nothing_is_fetched(tmp_path: Path, monkeypatc
     (xsum,) = suite.exams("xsum")
     assert xsum.questions[0].request.max_new_tokens == 64
     assert suite.judge(xsum, ["One two"], "own").scores["rouge_2"] == 1.0
+
+
+def test_rows_that_helm_generates_need_no_file(tmp_path: Path):
+    suite = suite_of(tmp_path / "nothing", tmp_path)
+    exams = suite.exams("synthetic_reasoning")
+    assert [exam.part for exam in exams] == ["induction", "pattern_match", "variable_substitution"]
+    assert len({exam.fingerprint() for exam in exams}) == 3
+    for exam in exams:
+        assert len(exam.questions) == 3
+        assert (
+            suite.judge(exam, [question.references[0] for question in exam.questions], "own").scores["exact_match"]
+            == 1.0
+        )
+    with pytest.raises(UserError) as error:
+        suite.exams("synthetic_reasoning", ("pattern_matching",))
+    assert (error.value.key, error.value.nearest) == ("tasks.parts.synthetic_reasoning", "pattern_match")
+
+
+def test_articles_are_cut_to_so_many_words(tmp_path: Path):
+    article, summary = " ".join(map(str, range(700))), "1 2."
+    rows = [
+        {"article": f"{split} {article}", "highlights": summary, "id": "0"} for split in ("train", "validation", "test")
+    ]
+    splits = dict(zip(("train", "validation", "test"), ([row] for row in rows), strict=True))
+    write(tmp_path / "generative/cnn_dm/data/cnndm.pk", pickle.dumps(splits))
+    for words in (512, 40):
+        suite = HelmSuite(tmp_path, tmp_path / "helm", byte_tokenizer(), context=None, shots=0, words=words)
+        (exam,) = suite.exams("cnn_dm")
+        asked = exam.questions[0].request.prompt
+        assert f"test {' '.join(map(str, range(words - 1)))}\n" in asked
+        assert suite.judge(exam, [summary], "own").scores["rouge_2"] == 1.0
+        learned = {row.split: row.example.prompt for row in read_rows("cnn_dm", "", tmp_path, tmp_path / "helm", words)}
+        assert f"train {' '.join(map(str, range(words - 1)))}\n" in learned["train"]
 
 
 def test_a_missing_file_is_named_with_its_place(tmp_path: Path):

@@ -26,6 +26,7 @@ PARTS = {
     "bbq": ("Age", "Sexual_orientation"),
     "cnn_dm": (),
     "gsm8k": (),
+    "synthetic_reasoning": ("variable_substitution", "pattern_match"),
 }
 
 
@@ -58,7 +59,8 @@ def check_agreement(suite: HelmSuite, exam: Exam, answers: list[str], tolerance:
 
 
 @pytest.mark.parametrize(
-    ("task", "tolerance"), [("mmlu", 0), ("truthful_qa", 0), ("bbq", 0), ("gsm8k", 0), ("cnn_dm", 1e-6)]
+    ("task", "tolerance"),
+    [("mmlu", 0), ("truthful_qa", 0), ("bbq", 0), ("gsm8k", 0), ("cnn_dm", 1e-6), ("synthetic_reasoning", 0)],
 )
 def test_native_scores_agree_with_helm_on_every_item(suite: HelmSuite, task: str, tolerance: float):
     for number, exam in enumerate(suite.exams(task, PARTS[task])):

@@ -28,14 +28,14 @@ def find_task(name: str) -> HelmTask:
 
 
 def known_parts(task: str, data: Path) -> tuple[str, ...]:
-    """The subjects or categories whose files are in ``data``; ``("",)`` for a task without parts.
+    """The subjects or categories whose files are in ``data``, or that HELM generates; ``("",)`` for a task without parts.
 
     Raises:
         UserError: for an unknown task, or if there is none.
     """
-    named = find_task(task).parts
+    named, generated = find_task(task).parts, find_task(task).generated
     if named is None:
-        return ("",)
+        return generated or ("",)
     parts = _named_parts(task, data)
     if not parts:
         folder, pattern = named
@@ -67,8 +67,11 @@ def source_files(task: str, part: str, data: Path) -> dict[str, Path]:
     """Where HELM looks for a file -> where it lies in ``data``/generative/TASK.
 
     Raises:
-        UserError: for an unknown task, or naming the missing file and where it is expected.
+        UserError: for an unknown task or kind of generated rows, or naming the missing file and where it is expected.
     """
+    generated = find_task(task).generated
+    if generated and part not in generated:
+        raise unknown(f"tasks.parts.{task}", part, generated, "part")
     folder = data / FOLDER / task
     found = {}
     for target, candidates in find_task(task).files(part).items():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from twin_merging.errors import UserError
 from twin_merging.evaluation.helm.files import find_task, lay_out, source_files
 from twin_merging.evaluation.helm.process import quietly, register_deployment
+from twin_merging.evaluation.helm.tasks import ARTICLE_WORDS
 from twin_merging.tasks.generation import Example
 
 if TYPE_CHECKING:
@@ -35,12 +36,15 @@ class Row:
     example: Example
 
 
-def read_rows(task: str, part: str, data: Path, benchmark: Path) -> list[Row]:
+def read_rows(task: str, part: str, data: Path, benchmark: Path, words: int = ARTICLE_WORDS) -> list[Row]:
     """All rows of a task's part, in HELM's order and HELM's words.
 
     Groups: BBQ's rows come in fours, one context asked in two ways and with or without the sentence that settles it, and
     some fours repeat a context: all rows of a context are one group. Of an article, the first 200 letters and digits
     count, as copies of it differ in style. Elsewhere it is the question's letters and digits, without case.
+
+    Args:
+        words: of an article, at most.
 
     Raises:
         UserError: for an unknown task, a missing file, or rows that HELM cannot read.
@@ -48,14 +52,14 @@ def read_rows(task: str, part: str, data: Path, benchmark: Path) -> list[Row]:
     lay_out(task, part, data, benchmark)
     group = _groups(task, part, data)
     with quietly():
-        instances = read_instances(task, part, benchmark)
+        instances = read_instances(task, part, benchmark, words)
         adapter = _adapter(task, part)
         return [
             Row(str(instance.split), group(instance.input.text), _example(adapter, instance)) for instance in instances
         ]
 
 
-def read_instances(task: str, part: str, benchmark: Path) -> list[Instance]:
+def read_instances(task: str, part: str, benchmark: Path, words: int = ARTICLE_WORDS) -> list[Instance]:
     """All rows as HELM holds them, out of files that are laid out already.
 
     Raises:
@@ -63,7 +67,7 @@ def read_instances(task: str, part: str, benchmark: Path) -> list[Instance]:
     """
     from helm.benchmark.scenarios.scenario import create_scenario, get_scenario_cache_path
 
-    spec = find_task(task).run_spec(part).scenario_spec
+    spec = find_task(task).spec(part, words).scenario_spec
     # HELM shows short articles only, to save context; there is no reason to learn from short ones only
     args = {key: value for key, value in spec.args.items() if not key.startswith("sampling_")}
     scenario = create_scenario(replace(spec, args=args))
@@ -85,7 +89,7 @@ def _adapter(task: str, part: str) -> InContextLearningAdapter:
     from helm.benchmark.adaptation.adapters.adapter_factory import AdapterFactory
 
     name = register_deployment(None)
-    spec = replace(find_task(task).run_spec(part).adapter_spec, model=name, model_deployment=name)
+    spec = replace(find_task(task).spec(part).adapter_spec, model=name, model_deployment=name)
     return AdapterFactory.get_adapter(spec, None)  # type: ignore[arg-type, return-value]
 
 
@@ -104,7 +108,7 @@ def _groups(task: str, part: str, data: Path) -> Callable[[str], str]:
     if task == "bbq":
         contexts = _bbq_contexts(next(iter(source_files(task, part, data).values())), part)
         return lambda text: contexts[text.rpartition("\nQuestion: ")[0]]
-    if task in ("cnn_dm", "xsum"):
+    if find_task(task).articles:
         return lambda text: letters(text)[:SUMMARY_KEY]
     return letters
 

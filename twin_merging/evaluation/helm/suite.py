@@ -21,6 +21,7 @@ from twin_merging.evaluation.helm.process import (
     register_deployment,
 )
 from twin_merging.evaluation.helm.rows import read_instances
+from twin_merging.evaluation.helm.tasks import ARTICLE_WORDS
 from twin_merging.tasks.generation import Request
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ log = logging.getLogger("twin_merging")
 
 
 class HelmSuite:
-    """HELM over local folders of data: ``data``/generative/{mmlu,truthful_qa,bbq,cnn_dm,xsum,gsm8k}, in HELM's layout.
+    """HELM over local folders of data: ``data``/generative/{mmlu,truthful_qa,bbq,cnn_dm,xsum,gsm8k}, in HELM's layout, and
+    over what it generates itself (synthetic_reasoning).
 
     Which rows are evaluated and which are shown in the prompts is HELM's choice, by its own fixed seed, so that equal
     settings give equal prompts. A prompt that does not fit into the context loses examples, from the last on, and then
@@ -44,15 +46,17 @@ class HelmSuite:
         context: of the model, in tokens: prompt and answer together; None: of any length.
         shots: solved rows in a prompt, at most; HELM's default is 5.
         instances: evaluated rows a part, at most.
+        words: of an article, at most.
     """
 
     def __init__(
-        self, data: Path, benchmark: Path, tokenizer: Any, context: int | None, shots: int = 5, instances: int = 100
-    ):
+        self, data: Path, benchmark: Path, tokenizer: Any, context: int | None, shots: int = 5, instances: int = 100,
+        words: int = ARTICLE_WORDS,
+    ):  # fmt: skip
         self.data, self.benchmark, self.tokenizer = data, benchmark, tokenizer
         # HELM counts without the tokens that begin or end a text
         self.context = None if context is None else context - tokenizer.num_special_tokens_to_add()
-        self.shots, self.instances = shots, instances
+        self.shots, self.instances, self.words = shots, instances, words
 
     def exams(self, task: str, parts: Sequence[str] = ()) -> list[Exam]:
         """The exams of a task, one a part; no parts: all whose files are there.
@@ -94,7 +98,7 @@ class HelmSuite:
         lay_out(task, part, self.data, self.benchmark)
         spec = replace(self._run_spec(task, part), metric_specs=[])
         with quietly():
-            read_instances(task, part, self.benchmark)  # says what is wrong with the rows, if anything is
+            read_instances(task, part, self.benchmark, self.words)  # says what is wrong with the rows, if anything is
             runner = make_runner(self.benchmark, "questions", self.tokenizer)
             recorded = record(runner)
             runner.run_one(spec)
@@ -111,7 +115,7 @@ class HelmSuite:
     def _run_spec(self, task: str, part: str) -> RunSpec:
         known = find_task(task)
         with quietly():
-            spec = known.run_spec(part)
+            spec = known.spec(part, self.words)
             deployment = register_deployment(self.context)
         if self.context is not None and spec.adapter_spec.max_tokens >= self.context:  # HELM would cut prompts for ever
             raise UserError(

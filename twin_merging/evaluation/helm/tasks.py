@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 CHOICE_METRICS = ("exact_match", "quasi_exact_match")
 ROUGE_METRICS = ("rouge_2", "rouge_1", "rouge_l")
+ARTICLE_WORDS = 512  # HELM cuts articles to so many
 SUMMARIES = "helm.benchmark.scenarios.summarization_scenario.SummarizationScenario"
 
 
@@ -25,6 +26,8 @@ class HelmTask:
         run_spec: part -> HELM's run spec.
         files: part -> where HELM looks for a file -> where it may lie in the task's own folder, the first that exists.
         parts: a folder, and the names of its files as a pattern with the part as its group; None: it has no parts.
+        generated: the parts of a task whose rows HELM makes itself, from a seed of its own: it has no files.
+        articles: its rows are articles, which are cut.
     """
 
     scenario: str
@@ -33,6 +36,16 @@ class HelmTask:
     run_spec: Callable[[str], RunSpec]
     files: Callable[[str], dict[str, tuple[str, ...]]]
     parts: tuple[str, str] | None = None
+    generated: tuple[str, ...] = ()
+    articles: bool = False
+
+    def spec(self, part: str, words: int = ARTICLE_WORDS) -> RunSpec:
+        """HELM's run spec of a part, with articles cut to so many words."""
+        found = self.run_spec(part)
+        if not self.articles:
+            return found
+        args = {**found.scenario_spec.args, "doc_max_length": words}
+        return replace(found, scenario_spec=replace(found.scenario_spec, args=args))
 
 
 def _mmlu(subject: str) -> RunSpec:
@@ -59,6 +72,14 @@ def _gsm8k(_: str) -> RunSpec:
     return get_gsm_spec()
 
 
+def _synthetic_reasoning(mode: str) -> RunSpec:
+    """HELM's, without its toxicity metrics, which ask a service."""
+    from helm.benchmark.metrics.common_metric_specs import get_exact_match_metric_specs
+    from helm.benchmark.run_specs.classic_run_specs import get_synthetic_reasoning_spec
+
+    return replace(get_synthetic_reasoning_spec(mode), metric_specs=get_exact_match_metric_specs())
+
+
 def _summaries(name: str, dataset: str, sentences: int, max_tokens: int) -> Callable[[str], RunSpec]:
     """A run spec in place of HELM's own, whose metrics (SummaC, BERTScore) need packages that no longer install.
 
@@ -71,7 +92,7 @@ def _summaries(name: str, dataset: str, sentences: int, max_tokens: int) -> Call
         from helm.benchmark.run_spec import RunSpec
         from helm.benchmark.scenarios.scenario import ScenarioSpec
 
-        lengths = {"sampling_min_length": 50, "sampling_max_length": 150, "doc_max_length": 512}
+        lengths = {"sampling_min_length": 50, "sampling_max_length": 150, "doc_max_length": ARTICLE_WORDS}
         return RunSpec(
             name=f"{name}:temperature=0.3",
             scenario_spec=ScenarioSpec(class_name=SUMMARIES, args={"dataset_name": dataset, **lengths}),
@@ -103,14 +124,19 @@ TASKS = {
     ),
     "cnn_dm": HelmTask(
         "summarization", "test", ROUGE_METRICS, _summaries("summarization_cnndm", "cnn-dm", 3, 128),
-        _one_file("data/cnndm.pk"),
+        _one_file("data/cnndm.pk"), articles=True,
     ),
     "xsum": HelmTask(
         "summarization", "test", ROUGE_METRICS, _summaries("summarization_xsum_sampled", "xsum-sampled", 1, 64),
-        _one_file("data/xsum-sampled.pk"),
+        _one_file("data/xsum-sampled.pk"), articles=True,
     ),
     "gsm8k": HelmTask(
         "gsm", "test", ("final_number_exact_match",), _gsm8k,
         lambda _: {f"gsm_data_{split}": (f"data/{split}.jsonl", f"gsm_data_{split}") for split in ("train", "test")},
+    ),
+    # answers are rules and their symbols, which quasi_exact_match does not see
+    "synthetic_reasoning": HelmTask(
+        "synthetic_reasoning", "test", CHOICE_METRICS, _synthetic_reasoning, lambda _: {},
+        generated=("induction", "pattern_match", "variable_substitution"),
     ),
 }  # fmt: skip

@@ -46,8 +46,9 @@ def suite_of(stages: LanguageStages, benchmark: Path) -> HelmSuite:
     """
     backbone, tasks = backbone_of(stages), stages.run.tasks
     return HelmSuite(
-        stages.task_source.data, benchmark, backbone.tokenizer, backbone.context, tasks.shots, tasks.instances
-    )
+        stages.task_source.data, benchmark, backbone.tokenizer, backbone.context, tasks.shots, tasks.instances,
+        tasks.article_words,
+    )  # fmt: skip
 
 
 def base(stages: LanguageStages, folder: Path, scratch: Path) -> None:
