@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,14 +11,16 @@ from merge_models import save
 from oracles.dynamic import multiplied_out
 from peft import PeftModel
 from test_adapters import adapter
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig
 
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.dynamic.model import TwinMergedModel
+from twin_merging.errors import UserError
 from twin_merging.sparsifiers.stored import read_back
 from twin_merging.standalone import twin
 from twin_merging.standalone.adapters import Adapter, Pair
 from twin_merging.standalone.cli import main
+from twin_merging.standalone.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 IDS = torch.tensor([[5, 9, 3, 44, 21], [1, 2, 3, 4, 5], [7, 7, 1, 0, 2], [8, 1, 9, 33, 4]])
 SETTINGS: list[dict] = [
@@ -53,15 +56,20 @@ def refuse(*arguments, **more):
 @pytest.fixture
 def no_dense_matrix(monkeypatch):
     """From when the shared expert is written, every dense matrix of an adapter is refused."""
-    write_model = twin.write_model
 
-    def then_refuse(*arguments):
-        files = write_model(*arguments)
-        monkeypatch.setattr(Adapter, "__getitem__", refuse)
-        monkeypatch.setattr(Pair, "product", refuse)
-        return files
+    def refusing_after(name: str):
+        write = getattr(twin, name)
 
-    monkeypatch.setattr(twin, "write_model", then_refuse)
+        def then_refuse(*arguments):
+            files = write(*arguments)
+            monkeypatch.setattr(Adapter, "__getitem__", refuse)
+            monkeypatch.setattr(Pair, "product", refuse)
+            return files
+
+        monkeypatch.setattr(twin, name, then_refuse)
+
+    refusing_after("write_model")
+    refusing_after("write_adapter")
 
 
 AVERAGING = "merge_method@merge_method.shared=weight_averaging"
@@ -75,19 +83,22 @@ PRETRAINED = "merge_method@merge_method.shared=pretrained"
         ["sparsifier.fraction=0.3"], ["sparsifier.rank=3", "parameters.exclude=[.*query.*]"],
     ],
 )  # fmt: skip
-def test_the_factors_give_what_the_dense_matrices_give(tmp_path, given, monkeypatch, more):
+@pytest.mark.parametrize("output", ["auto", "model"])
+def test_the_factors_give_what_the_dense_matrices_give(tmp_path, given, monkeypatch, more, output):
+    more = [*more, f"output={output}"]
     assert main([*given, *more, f"out={tmp_path / 'factored'}"]) == 0
     monkeypatch.setattr(twin, "factored_knowledge", lambda *_: None)
     assert main([*given, *more, f"out={tmp_path / 'dense'}"]) == 0
     found, expected = knowledge(tmp_path / "factored"), knowledge(tmp_path / "dense")
-    excluded = "query" in more[-1]
+    excluded = "query" in more[-2]
     assert {name.split(".")[-2] for name in found} == {"word_embeddings", "dense", "value"} | {"query"} - {
         "query" if excluded else ""
     }
     for name, whole in expected.items():
         torch.testing.assert_close(found.get(name, torch.zeros_like(whole)), whole, rtol=0, atol=1e-5)
         assert name not in found or whole.abs().max() > 0.01
-    shared = [(tmp_path / folder / "shared/model.safetensors").read_bytes() for folder in ("factored", "dense")]
+    weights = "model" if output == "model" or PRETRAINED in more else "adapter_model"
+    shared = [(tmp_path / folder / f"shared/{weights}.safetensors").read_bytes() for folder in ("factored", "dense")]
     assert shared[0] == shared[1]
 
 
@@ -113,10 +124,11 @@ def unloaded(tmp_path: Path, number: int) -> torch.nn.Module:
     return PeftModel.from_pretrained(base, tmp_path / f"a{number}").merge_and_unload()
 
 
+@pytest.mark.parametrize("output", ["auto", "model"])
 @torch.inference_mode()
-def test_each_expert_comes_back_from_its_knowledge(tmp_path, given, no_dense_matrix):
+def test_each_expert_comes_back_from_its_knowledge(tmp_path, given, output):
     """By default rank 16, which is whole here: θ_s + v_t = θ_t."""
-    assert main([*given, AVERAGING, f"out={tmp_path / 'out'}"]) == 0
+    assert main([*given, AVERAGING, f"output={output}", f"out={tmp_path / 'out'}"]) == 0
     model = TwinMergedModel.from_pretrained(tmp_path / "out")
     for number in range(len(SETTINGS)):
         weights = torch.eye(len(SETTINGS))[number].expand(len(IDS), -1)
@@ -127,6 +139,45 @@ def test_each_expert_comes_back_from_its_knowledge(tmp_path, given, no_dense_mat
 @pytest.mark.parametrize("more", [["sparsifier.rank=3"], ["sparsifier.fraction=0.5", PRETRAINED], [AVERAGING]])
 def test_no_dense_matrix_is_made(tmp_path, given, no_dense_matrix, more):
     assert main([*given, *more, f"out={tmp_path / 'out'}"]) == 0
+
+
+def answers(model: Any) -> torch.Tensor:
+    return model.eval()(input_ids=IDS).logits
+
+
+@torch.inference_mode()
+def test_the_shared_expert_is_an_adapter_that_peft_loads_and_a_twin_adds_to_its_base(tmp_path, given, capsys):
+    for output in ("auto", "model"):
+        assert main([*given, "sparsifier.rank=2", f"output={output}", f"out={tmp_path / output}"]) == 0
+    assert {file.name for file in (tmp_path / "auto/shared").iterdir()} == {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
+    twins = [TwinMergedModel.from_pretrained(tmp_path / output) for output in ("auto", "model")]
+    weights = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0.2, 0.3, 0.5], [0, 0, 0]])
+    found, expected = (twin(input_ids=IDS, weights=weights).logits for twin in twins)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert (found - answers(twins[0])).abs()[:3].amax(1).min() > 1e-3
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    merged = PeftModel.from_pretrained(base, tmp_path / "auto/shared").merge_and_unload()
+    torch.testing.assert_close(answers(twins[0]), answers(merged), rtol=1e-4, atol=1e-5)
+    half = TwinMergedModel.from_pretrained(tmp_path / "auto", dtype=torch.bfloat16)
+    assert half(input_ids=IDS, weights=weights).logits.dtype == torch.bfloat16
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(UserError) as caught:
+        TwinMergedModel.from_pretrained(tmp_path / "auto")
+    assert (caught.value.key, "base=" in caught.value.hint) == ("base", True)
+    moved = TwinMergedModel.from_pretrained(tmp_path / "auto", base=str(tmp_path / "moved"))
+    torch.testing.assert_close(moved(input_ids=IDS, weights=weights).logits, found)
+
+
+def test_an_adapter_of_a_twin_fits_its_base_and_is_exact(tmp_path, given, capsys):
+    assert main([*given, "adapter_rank=2", f"out={tmp_path / 'no'}"]) == 2
+    assert "adapter_rank: a twin's shared expert is exact" in capsys.readouterr().err
+    assert main([*given, "output=adapter", "merge_method@merge_method.shared=ties", f"out={tmp_path / 'no'}"]) == 2
+    assert "output: the result is no adapter, since ties is not linear" in capsys.readouterr().err
+    assert main([*given, f"out={tmp_path / 'out'}"]) == 0
+    config = BertConfig.from_pretrained(tmp_path / "base", intermediate_size=24)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="does not fit this base"):
+        TwinMergedModel.from_pretrained(tmp_path / "out", base=str(tmp_path / "other"))
 
 
 @pytest.mark.parametrize(

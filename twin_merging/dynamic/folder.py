@@ -1,6 +1,6 @@
 """A Twin-Merging model in a folder: the shared expert as a Hugging Face model, compressed exclusive knowledge, the router.
 
-FOLDER/shared/                  a model that ``from_pretrained`` loads
+FOLDER/shared/                  a model that ``from_pretrained`` loads, or a LoRA adapter of the base that ``twin.json`` names
 FOLDER/exclusive.safetensors    v_t of all experts: ``NAME.U``, ``NAME.S``, ``NAME.V`` of factors
 FOLDER/router.safetensors       where there is one
 FOLDER/twin.json                what each expert is called, and how the model was made
@@ -27,19 +27,18 @@ if TYPE_CHECKING:
     from twin_merging.dynamic.model import TwinMergedModel
 
 SHARED, EXCLUSIVE, ROUTER, RECORD = "shared", "exclusive.safetensors", "router.safetensors", "twin.json"
+BASE = "base"  # in the record
 
 
-def load(kind: type[TwinMergedModel], folder: Path, options: Exact | None, dtype: torch.dtype) -> TwinMergedModel:
+def load(
+    kind: type[TwinMergedModel], folder: Path, options: Exact | None, dtype: torch.dtype, base: str | None
+) -> TwinMergedModel:
     """The model of a folder; its router in float32. See ``TwinMergedModel.from_pretrained``."""
-    import transformers  # late, since merge.py only needs the names of the files
-
     if not (folder / RECORD).is_file():
         raise UserError("no twin", key=str(folder), expected=f"{SHARED}/, {EXCLUSIVE} and {RECORD}")
-    config = transformers.AutoConfig.from_pretrained(folder / SHARED)
-    name = (config.architectures or ["AutoModel"])[0]
-    shared = getattr(transformers, name, transformers.AutoModel).from_pretrained(folder / SHARED, dtype=dtype)
     router = read_router(folder / ROUTER) if (folder / ROUTER).is_file() else None
     try:
+        shared, name = _shared_expert(folder, dtype, base)
         model = kind(shared, read_back(Checkpoint(folder / EXCLUSIVE)), options).to(dtype)
     except AttributeError as error:
         raise UserError(
@@ -48,6 +47,40 @@ def load(kind: type[TwinMergedModel], folder: Path, options: Exact | None, dtype
         ) from error  # fmt: skip
     model.router = None if router is None else router.requires_grad_(False)
     return model.eval()
+
+
+def _shared_expert(folder: Path, dtype: torch.dtype, base: str | None) -> tuple[nn.Module, str]:
+    """θ_s and its architecture's name: a model of its own, or of θ₀ and an adapter, whose sum is rounded once."""
+    import transformers  # late, since merge.py only needs the names of the files
+
+    def read(place: Path) -> tuple[nn.Module, str]:
+        config = transformers.AutoConfig.from_pretrained(place)
+        name = (config.architectures or ["AutoModel"])[0]
+        return getattr(transformers, name, transformers.AutoModel).from_pretrained(place, dtype=dtype), name
+
+    from twin_merging.standalone.adapters import Adapter
+    from twin_merging.standalone.sources import Source, find
+
+    shared = Source(SHARED, SHARED, folder / SHARED, {})
+    if not shared.is_adapter:
+        return read(shared.folder)
+    given = base or json.loads((folder / RECORD).read_text(encoding="utf-8"))[BASE]
+    try:
+        found = find(given, BASE)
+    except UserError as error:
+        error.hint = "from_pretrained(FOLDER, base=DIR) says where it is now"
+        raise
+    model, name = read(found.folder)
+    adapted = Adapter(found.weights, shared)
+    with torch.no_grad():
+        for parameter in adapted.pairs:
+            if adapted.shape(parameter) != found.weights.entries[parameter].shape:
+                raise UserError(
+                    "the shared expert's adapter does not fit this base", key=BASE, found=given,
+                    expected=f"{parameter} of {list(adapted.shape(parameter))}",
+                )  # fmt: skip
+            model.get_parameter(parameter).copy_(adapted[parameter])
+    return model, name
 
 
 def save(model: TwinMergedModel, state: Mapping[str, Tensor], folder: Path, experts: Sequence[str]) -> None:

@@ -84,17 +84,18 @@ class TwinMergedModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, options: Exact | None = None, dtype: torch.dtype = torch.float32
-    ) -> TwinMergedModel:
+        cls, folder: str | Path, options: Exact | None = None, dtype: torch.dtype = torch.float32, base: str | None = None
+    ) -> TwinMergedModel:  # fmt: skip
         """The model of a folder that ``save_pretrained`` or ``merge.py merge_method=twin`` wrote.
 
         Args:
             dtype: of the shared expert and of v_t: bfloat16 takes half the memory, and rounds to three digits.
+            base: θ₀, where the shared expert is an adapter: a folder or a hub name; None: where it was when they merged.
 
         Raises:
-            UserError: if the folder holds no twin.
+            UserError: if the folder holds no twin, or θ₀ is not found or does not fit.
         """
-        return load(cls, Path(folder), options, dtype)
+        return load(cls, Path(folder), options, dtype, base)
 
     def save_pretrained(self, folder: str | Path, experts: Sequence[str] = ()) -> None:
         """Write the shared expert, v_t, the router and what the experts are called into a new folder."""

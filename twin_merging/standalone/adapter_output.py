@@ -29,13 +29,16 @@ WEIGHTS = {
 """The methods linear in the task vectors, and the weight w_t that each gives to all of them."""
 
 
-def as_adapter(options: MergeOptions, layout: Layout) -> bool:
-    """Whether the result is an adapter.
+def as_adapter(options: MergeOptions, method: Any, layout: Layout) -> bool:
+    """Whether the result, or a twin's shared expert, is an adapter.
+
+    Args:
+        method: options of the static method that makes it.
 
     Raises:
         UserError: if one is asked for and the result cannot be one.
     """
-    reason = _obstacle(options, layout)
+    reason = _obstacle(method, layout)
     wanted = options.output == "adapter" or options.adapter_rank is not None
     if wanted and reason is not None:
         key = "adapter_rank" if options.output != "adapter" else "output"
@@ -46,13 +49,13 @@ def as_adapter(options: MergeOptions, layout: Layout) -> bool:
     return options.output != "model" and reason is None
 
 
-def _obstacle(options: MergeOptions, layout: Layout) -> str | None:
+def _obstacle(method: Any, layout: Layout) -> str | None:
     if not all(isinstance(expert, Adapter) for expert in layout.experts):
         return "experts are full models"
-    if getattr(options.merge_method, "gamma", None) is not None:
+    if getattr(method, "gamma", None) is not None:
         return "experts have weights of their own"
-    if options.merge_method.name not in WEIGHTS:
-        return f"{options.merge_method.name} is not linear in the task vectors"
+    if method.name not in WEIGHTS:
+        return f"{method.name} is not linear in the task vectors"
     for number, expert in enumerate(adapters_of(layout)):
         if whole := sorted(set(expert.whole) & set(layout.selected)):
             return f"experts[{number}] has whole tensors such as {whole[0]} besides its factors"
@@ -62,8 +65,11 @@ def _obstacle(options: MergeOptions, layout: Layout) -> str | None:
     return None
 
 
-def write_adapter(options: MergeOptions, layout: Layout, folder: Path) -> list[str]:
+def write_adapter(options: MergeOptions, method: Any, layout: Layout, folder: Path) -> list[str]:
     """Write the merged adapter and its configuration.
+
+    Args:
+        method: options of the method, one of ``WEIGHTS``.
 
     Returns:
         The weight files' names.
@@ -71,7 +77,7 @@ def write_adapter(options: MergeOptions, layout: Layout, folder: Path) -> list[s
     Raises:
         UserError: if a factor holds NaN or infinity.
     """
-    weight = WEIGHTS[options.merge_method.name](options.merge_method, len(layout.experts))
+    weight = WEIGHTS[method.name](method, len(layout.experts))
     dtype = torch.float32 if options.dtype == "base" else getattr(torch, options.dtype)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
@@ -85,9 +91,7 @@ def write_adapter(options: MergeOptions, layout: Layout, folder: Path) -> list[s
         ends = ("lora_embedding_A", "lora_embedding_B") if first.embedding else ("lora_A.weight", "lora_B.weight")
         for end, factor in zip(ends, (A, B), strict=True):
             tensors[f"{PEFT_PREFIX}{first.module}.{end}"] = factor.to(dtype)
-            checkpoints.check_finite(
-                tensors[f"{PEFT_PREFIX}{first.module}.{end}"], f"{options.merge_method.name}: {name}"
-            )
+            checkpoints.check_finite(tensors[f"{PEFT_PREFIX}{first.module}.{end}"], f"{method.name}: {name}")
     checkpoints.save(tensors, folder / ADAPTER_WEIGHTS)
     configs = [expert.source.config for expert in adapters_of(layout)]
     (folder / ADAPTER_CONFIG).write_text(json.dumps(_config(options, configs, ranks), indent=2))

@@ -33,7 +33,9 @@ class MergeOptions:
     sparsifier: Any = None
     parameters: Parameters = field(default_factory=Parameters)
     output: str = option(
-        "auto", "auto: an adapter where that is exact, else a model", choices=("auto", "adapter", "model")
+        "auto",
+        "the result, or a twin's shared expert: auto is an adapter where that is exact, else a model",
+        choices=("auto", "adapter", "model"),
     )
     adapter_rank: int | None = option(None, "rank of an adapter that is written; null: exact", low=1)
     vocabulary: str = option(
@@ -138,6 +140,11 @@ def _check_references(options: MergeOptions, method: Any) -> None:
             )  # fmt: skip
     if options.router is not None and method.name != "twin":
         raise UserError("only a twin has a router", key="router", found=options.router, expected="merge_method=twin")
+    if options.adapter_rank is not None and method.name == "twin":
+        raise UserError(
+            "a twin's shared expert is exact", key="adapter_rank", found=options.adapter_rank, expected="null",
+            hint="sparsifier.rank is that of exclusive knowledge",
+        )  # fmt: skip
     if options.adapter_rank is not None and options.output == "model":
         raise UserError(
             "a model has no rank", key="adapter_rank", found=options.adapter_rank, expected="output=adapter"

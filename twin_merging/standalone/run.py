@@ -41,7 +41,7 @@ def run(options: MergeOptions) -> str:
         from twin_merging.sparsifiers.storage import room  # which loads scipy
 
         room(Stack(layout.base, layout.experts, layout.selected), options.sparsifier)
-    adapter = not is_twin and as_adapter(options, layout)
+    adapter = as_adapter(options, static, layout)
     check_space(out, 0 if adapter else sum(entry.nbytes for entry in layout.base.entries.values()))
     notes = _notes(layout, experts)
     for note in notes:
@@ -49,9 +49,9 @@ def run(options: MergeOptions) -> str:
     with unfinished(out, fingerprint(options, to_plain(options), [base, *experts])) as folder:
         library, usage = "transformers", ""
         if is_twin:
-            files, library, usage = _twin(options, static, base, experts, layout, folder)
+            files, library, usage = _twin(options, static, base, experts, layout, folder, adapter)
         elif adapter:
-            files, library = write_adapter(options, layout, folder), "peft"
+            files, library = write_adapter(options, static, layout, folder), "peft"
         else:
             files = write_model(options, static, base, layout, folder)
         write_card(folder, options, base, experts, library=library, usage=usage, notes=notes)
@@ -59,10 +59,12 @@ def run(options: MergeOptions) -> str:
     return f"{out}: {len(experts)} experts merged into {len(files)} file{plural}"
 
 
-def _twin(options: MergeOptions, static: Any, base: Source, experts: list[Source], layout: Layout, folder: Path):
+def _twin(
+    options: MergeOptions, static: Any, base: Source, experts: list[Source], layout: Layout, folder: Path, adapter: bool
+):  # fmt: skip
     from twin_merging.standalone.twin import usage_of, write_twin  # which loads scipy
 
-    return write_twin(options, static, base, experts, layout, folder), "twin_merging", usage_of(experts)
+    return write_twin(options, static, base, experts, layout, folder, adapter), "twin_merging", usage_of(experts)
 
 
 def _static_method(options: MergeOptions):

@@ -10,13 +10,15 @@ from typing import Any
 
 from twin_merging.basis import Vectors, decompose
 from twin_merging.config import Svd, sparsifiers
-from twin_merging.dynamic.folder import EXCLUSIVE, RECORD, ROUTER, SHARED
+from twin_merging.dynamic.folder import BASE, EXCLUSIVE, RECORD, ROUTER, SHARED
 from twin_merging.mapped import MappedCheckpoint
 from twin_merging.merging.apply import modularize
 from twin_merging.merging.twin import exclusive_knowledge
 from twin_merging.parts import Parts
 from twin_merging.sparsifiers.stored import tensors_of
+from twin_merging.standalone.adapter_output import write_adapter
 from twin_merging.standalone.adapter_twin import factored_knowledge
+from twin_merging.standalone.adapters import Adapter
 from twin_merging.standalone.layout import Layout
 from twin_merging.standalone.options import MergeOptions
 from twin_merging.standalone.sources import Source
@@ -36,22 +38,30 @@ output = model(input_ids=INPUT_IDS, weights=weights)  # θ_s + Σ_t w_t(x) v_t f
 
 
 def write_twin(
-    options: MergeOptions, shared: Any, base: Source, experts: Sequence[Source], layout: Layout, folder: Path
-) -> list[str]:
+    options: MergeOptions, shared: Any, base: Source, experts: Sequence[Source], layout: Layout, folder: Path, adapter: bool
+) -> list[str]:  # fmt: skip
     """Write the shared expert that ``shared`` merges, v_t = sparsify(θ_t − θ_s) of all experts, and what they are.
+
+    Args:
+        adapter: the shared expert is written as θ_s − θ₀, a LoRA adapter of the base.
 
     Returns:
         The weight files' names.
     """
     place = folder / SHARED
     place.mkdir(exist_ok=True)
-    files = [f"{SHARED}/{name}" for name in write_model(options, shared, base, layout, place)]
+    if adapter:
+        written = write_adapter(options, shared, layout, place)
+    else:
+        written = write_model(options, shared, base, layout, place)
+    files = [f"{SHARED}/{name}" for name in written]
     if not (folder / EXCLUSIVE).is_file():
-        _write_exclusive(options, shared, layout, folder)
+        _write_exclusive(options, shared, layout, folder, adapter)
     if options.router is not None:
         shutil.copyfile(options.router, folder / ROUTER)
     record = {
         "experts": names_of(experts),
+        **({BASE: _place_of(base)} if adapter else {}),
         "merge_method": to_plain(options.merge_method),
         "sparsifier": to_plain(options.sparsifier),
         "bytes": {
@@ -63,7 +73,15 @@ def write_twin(
     return [*files, EXCLUSIVE]
 
 
-def _write_exclusive(options: MergeOptions, shared: Any, layout: Layout, folder: Path) -> None:
+def _place_of(source: Source) -> str:
+    """Where a model is found again, from whichever folder: of a local one its full path, of the hub its commit."""
+    if "folder" in source.origin:
+        return str(source.folder.absolute())
+    name, _, _ = source.given.partition("@")
+    return f"{name}@{source.origin['commit']}" if "commit" in source.origin else source.given
+
+
+def _write_exclusive(options: MergeOptions, shared: Any, layout: Layout, folder: Path, adapter: bool) -> None:
     """Compress one parameter after the other into a file of its own, then join these files."""
     parts, sparsifier = Parts(folder / PARTS), options.sparsifier
 
@@ -75,7 +93,9 @@ def _write_exclusive(options: MergeOptions, shared: Any, layout: Layout, folder:
         for name, kept in factored:
             keep(name, kept)
     else:
-        knowledge = exclusive_knowledge(MappedCheckpoint(folder / SHARED), layout.experts, layout.selected)
+        place = folder / SHARED
+        merged = Adapter(layout.base, Source(SHARED, SHARED, place, {})) if adapter else MappedCheckpoint(place)
+        knowledge = exclusive_knowledge(merged, layout.experts, layout.selected)
         statistics = None
         if isinstance(sparsifier, Svd) and sparsifier.budget is not None:
             decompose(knowledge, None, sparsifier.solver, Parts(folder / BASIS))
