@@ -129,6 +129,11 @@ def _check_routing(run: RunConfig) -> None:
                 "this router reads token ids, so that one pass answers and no layer is below what it reads", key="inference.lower",
                 found="shared with router=tfidf", expected="mixed, which takes no other pass",
             )  # fmt: skip
+    if getattr(run.router, "token", "mean") == "last" and domain_of(run.backbone) == CLASSES:
+        raise UserError(
+            "an encoder's last token says no more than any other", key="router.token", found=f"last with backbone {run.backbone.name}",
+            expected="mean", hint="last is for language models",
+        )  # fmt: skip
     if shares_lower and getattr(run.router, "layer", -1) < 0:
         raise UserError(
             "nothing is below the layer that this router reads", key="inference.lower", found=f"shared with router={run.router.name}",

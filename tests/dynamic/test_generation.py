@@ -50,12 +50,12 @@ def test_a_batch_goes_on_as_each_prompt_does_alone(kind, beams):
     assert twin.mixture.weights is None
 
 
-@pytest.mark.parametrize("layer", [-1, 1])
+@pytest.mark.parametrize(("layer", "token"), [(-1, "mean"), (1, "mean"), (-1, "last"), (1, "last")])
 @pytest.mark.parametrize("kind", list(LANGUAGE))
-def test_a_batch_is_routed_as_each_prompt_is_alone(kind, layer):
+def test_a_batch_is_routed_as_each_prompt_is_alone(kind, layer, token):
     """Padding on the left moves no token: models count positions from a prompt's own first token."""
     model, (ids, mask) = language(kind, torch.float32), prompts()
-    router = Router(MlpRouter(layer=layer), model.config.hidden_size, T)
+    router = Router(MlpRouter(layer=layer, token=token), model.config.hidden_size, T)
     twin, seen = TwinMergedModel(model, exclusive_of(model, True, 0.3), router=router.eval()), []
     asked = router.weights
     router.weights = lambda states: seen.append(states) or asked(states)
@@ -98,6 +98,25 @@ def test_the_router_reads_the_mean_of_the_shared_experts_states_of_real_tokens(r
                 found[row : row + 1], routed.router.weights(states.mean(1)), rtol=1e-4, atol=1e-5
             )
     torch.testing.assert_close(found.sum(1), torch.ones(B))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_router_of_the_last_token_reads_the_last_real_one(routed, side):
+    routed.router = Router.of_state(Router(MlpRouter(token="last", layer=1), 16, T).state_dict())
+    assert routed.router.token == "last"
+    ids, mask = prompts()
+    rows = [ids[row][mask[row].bool()] for row in range(B)]
+    assert len({len(row) for row in rows}) > 1
+    padded = torch.zeros_like(ids), torch.zeros_like(mask)
+    for row, real in enumerate(rows):
+        place = slice(0, len(real)) if side == "right" else slice(ids.shape[1] - len(real), None)
+        padded[0][row, place], padded[1][row, place] = real, 1
+    positions = (padded[1].cumsum(1) - 1).clamp(min=0)
+    found = routed.route(input_ids=padded[0], attention_mask=padded[1], position_ids=positions)
+    for row, real in enumerate(rows):
+        state = routed.encoder(real.unsqueeze(0), output_hidden_states=True).hidden_states[1][:, -1]
+        torch.testing.assert_close(found[row], routed.router.weights(state)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_without_weights_generation_asks_the_router(routed):

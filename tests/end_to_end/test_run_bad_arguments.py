@@ -44,6 +44,7 @@ BAD = {
         ["router.layer=2", "inference.lower=shared"], ["inference.lower", "router.layer=2", "0 to 1"],
     ),
     "no regularization to choose from": (["router=tfidf", "router.grid=[]"], ["router.grid", "at least one"]),
+    "the last token of an encoder": (["router.token=last"], ["router.token", "language models"]),
     "a layer of a router that reads none": (["router=tfidf", "router.layer=1"], ["router.layer", "unknown key"]),
     "a shared expert that is many": (["merge_method@merge_method.shared=finetuned"], ["merge_method.shared", "finetuned"]),
     "an unknown precision": (["precision=fp64"], ["precision", "fp64", "nearest:  fp32"]),

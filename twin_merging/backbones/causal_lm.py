@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 
 from twin_merging.backbones.blocks import states_at
 from twin_merging.backbones.decoding import WORTH_SHARING, Decoding, Row, common_start
-from twin_merging.backbones.features import router_input
+from twin_merging.backbones.features import token_state
 from twin_merging.backbones.loading import check_loaded, load_model, load_tokenizer
 from twin_merging.config import CausalLM
 from twin_merging.errors import UserError
@@ -77,10 +77,15 @@ class CausalLMBackbone:
         return model if "device_map" in {**placed, **settings} else model.to(self.device)
 
     def model_with(self, weights: Mapping[str, Tensor]) -> PreTrainedModel:
-        """A model of θ₀'s architecture with these weights in place of its own, of all parameters or of some."""
+        """A model of θ₀'s architecture with these weights in place of its own, of all parameters or of some.
+
+        They are read one by one, so that a mapping may make each when it is asked for.
+        """
         model = self.load()
-        unknown = model.load_state_dict(weights, strict=False).unexpected_keys
-        assert not unknown, f"not of this model: {unknown[0]}"
+        own = model.state_dict()
+        with torch.no_grad():
+            for name in weights:
+                own[name].copy_(weights[name])
         return model
 
     def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -148,7 +153,7 @@ class CausalLMBackbone:
                         body, layer, lambda batch=batch, **asked: body(**batch, use_cache=False, **asked)
                     )
                 mask = batch["attention_mask"].to(states.device)
-                parts.append(router_input(states, mask)["mean"].cpu() if token == "mean" else _last(states, mask))
+                parts.append(token_state(states, mask, token).cpu())
                 bar.advance(len(mask))
         return torch.cat(parts)[torch.tensor(order).argsort()]
 
@@ -207,11 +212,6 @@ class CausalLMBackbone:
                 yield
         finally:
             model.train(training)
-
-
-def _last(states: Tensor, mask: Tensor) -> Tensor:
-    """The states (rows, d) of each row's last real token."""
-    return states[torch.arange(len(states)), mask.sum(1) - 1].float().cpu()
 
 
 def language_model(model: Any) -> PreTrainedModel:

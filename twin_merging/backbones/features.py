@@ -70,8 +70,20 @@ def pool(output, mask: Tensor, layer: int = -1) -> Features:
 
 def router_input(states: Tensor, mask: Tensor) -> Features:
     """Of token states (rows, tokens, hidden), what routers read: their mean over real tokens."""
+    return {"mean": token_state(states, mask, "mean")}
+
+
+def token_state(states: Tensor, mask: Tensor, token: str) -> Tensor:
+    """Of token states (rows, tokens, hidden) one a row, (rows, hidden) in float32.
+
+    Args:
+        mask: which tokens are real; padding may be on either side.
+        token: ``mean`` over the real ones, or the ``last`` of them.
+    """
+    if token == "last":
+        return states[torch.arange(len(states), device=states.device), mask.long().cumsum(1).argmax(1)].float()
     real = mask.unsqueeze(-1).float()
-    return {"mean": (states.float() * real).sum(1) / real.sum(1)}
+    return (states.float() * real).sum(1) / real.sum(1)
 
 
 def head_input(output) -> Features:

@@ -30,9 +30,13 @@ class MlpRouter:
     )
     layer: int = option(
         -1,
-        "layer whose mean token states it reads: -1 the last (the paper's); 0 the embeddings, which runs no block",
+        "layer whose token states it reads: -1 the last (the paper's); 0 the embeddings, which runs no block",
         low=-1,
     )
+    token: str = option(
+        "mean", "their mean over the input's tokens (the paper's), or the last token's of a language model's prompt",
+        choices=("mean", "last"),
+    )  # fmt: skip
     temperature: float | None = option(1.0, "softmax temperature; null: calibrate on the holdout", low=TINY, high=100)
 
 

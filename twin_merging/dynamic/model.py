@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from twin_merging.backbones.blocks import blocks_of, input_of, states_at
+from twin_merging.backbones.features import token_state
 from twin_merging.checkpoints import check
 from twin_merging.config import Exact, Svd, TaskArithmetic, bytes_of, merge_methods, sparsifiers
 from twin_merging.dynamic.fallback import WholeModel
@@ -135,7 +136,8 @@ class TwinMergedModel(nn.Module):
 
     @torch.inference_mode()
     def route(self, **inputs: Tensor) -> Tensor:
-        """w(x) of a batch, (B, T): the router's answer to the mean of the shared expert's token states (paper section 3.3).
+        """w(x) of a batch, (B, T): the router's answer to the mean of the shared expert's token states (paper section 3.3), or to
+        the last token's if it was trained on those.
 
         The shared expert runs up to the layer that is read: block k and what comes after it do not. A router of token ids
         runs none of it.
@@ -202,11 +204,10 @@ class TwinMergedModel(nn.Module):
         return None if layer is None else int(layer)
 
     def _weights(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        """w(x) from token states (B, S, d): the router's answer to their mean over real tokens, in float32 also under autocast."""
-        states = states.float()
-        real = torch.ones(states.shape[:2], device=states.device) if mask is None else mask.to(states.dtype)
+        """w(x) from token states (B, S, d): the router's answer to what it reads of them, in float32 also under autocast."""
+        real = torch.ones(states.shape[:2], device=states.device) if mask is None else mask
         with torch.autocast(states.device.type, enabled=False):
-            return self.router.weights((states * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True))
+            return self.router.weights(token_state(states, real, getattr(self.router, "token", "mean")))
 
     def _from_block(self, start: int, find: Callable[[Tensor], Tensor], args: tuple, inputs: Mapping[str, Any]) -> Any:
         """One pass in which weights are mixed from a block on, found from the states that go into it."""

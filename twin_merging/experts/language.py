@@ -50,7 +50,6 @@ def expert_model(backbone: CausalLMBackbone, folder: Path) -> PreTrainedModel:
     weights = expert_weights(backbone, folder)
     if not isinstance(weights, Adapter):
         return backbone.load(folder)
-    changed = {name: weights[name] for name in (*weights.pairs, *weights.whole)}
-    for name, tensor in changed.items():
+    for name, tensor in weights.source.weights.items():
         check_finite(tensor, f"{folder}: {name}")
-    return backbone.model_with(changed)
+    return backbone.model_with(weights.changed)

@@ -18,7 +18,7 @@ from twin_merging.tasks.base import Task
 
 
 class MlpRouter(nn.Module):
-    """w(x) = softmax(R(f)/temperature), f the mean of the shared expert's last token states.
+    """w(x) = softmax(R(f)/temperature), f the mean of the shared expert's token states, or the last token's.
 
     R is d → 2d → 2d → T with BatchNorm, LeakyReLU and dropout between the layers.
 
@@ -30,6 +30,7 @@ class MlpRouter(nn.Module):
 
     temperature: Tensor
     layer: Tensor
+    reads_last: Tensor
 
     def __init__(self, options: Options, hidden: int, experts: int):
         super().__init__()
@@ -42,6 +43,7 @@ class MlpRouter(nn.Module):
         )  # fmt: skip
         self.register_buffer("temperature", torch.tensor(1.0 if options.temperature is None else options.temperature))
         self.register_buffer("layer", torch.tensor(options.layer))  # whose states the features are
+        self.register_buffer("reads_last", torch.tensor(options.token == "last"))  # and of which tokens
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (rows, T) of features (rows, d)."""
@@ -63,8 +65,13 @@ class MlpRouter(nn.Module):
         """A trained router from its ``state_dict``."""
         first, last = state["layers.0.weight"], state["layers.8.bias"]
         router = cls(Options(), first.shape[1], len(last))
-        router.load_state_dict(dict(state))
+        router.load_state_dict({"reads_last": torch.tensor(False), **state})  # files of before it was an option lack it
         return router.eval()
+
+    @property
+    def token(self) -> str:
+        """Of which tokens' states it reads: their ``mean``, or the ``last``."""
+        return "last" if self.reads_last else "mean"
 
     @classmethod
     def fit(
@@ -73,7 +80,7 @@ class MlpRouter(nn.Module):
         """Train a router by cross-entropy on the identity of the task.
 
         Args:
-            features: for each task, the shared expert's mean token states of its rows of ``options.source``, (rows, d).
+            features: for each task, the shared expert's token states of its rows of ``options.source``, (rows, d).
             tasks: the tasks, in the order of the experts.
             seed: of initialization, dropout and order.
 

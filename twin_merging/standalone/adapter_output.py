@@ -38,7 +38,7 @@ def as_adapter(options: MergeOptions, method: Any, layout: Layout) -> bool:
     Raises:
         UserError: if one is asked for and the result cannot be one.
     """
-    reason = _obstacle(method, layout)
+    reason = obstacle(method, layout)
     wanted = options.output == "adapter" or options.adapter_rank is not None
     if wanted and reason is not None:
         key = "adapter_rank" if options.output != "adapter" else "output"
@@ -49,7 +49,8 @@ def as_adapter(options: MergeOptions, method: Any, layout: Layout) -> bool:
     return options.output != "model" and reason is None
 
 
-def _obstacle(method: Any, layout: Layout) -> str | None:
+def obstacle(method: Any, layout: Layout) -> str | None:
+    """Why the model that a method makes is not θ₀ and an adapter; None where it is."""
     if not all(isinstance(expert, Adapter) for expert in layout.experts):
         return "experts are full models"
     if getattr(method, "gamma", None) is not None:

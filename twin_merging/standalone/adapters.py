@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -87,6 +87,11 @@ class Adapter(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.base)
 
+    @property
+    def changed(self) -> Mapping[str, Tensor]:
+        """θ_t of what the adapter changes; each tensor is made when it is asked for."""
+        return _Chosen(self, (*self.pairs, *self.whole))
+
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, without making it."""
         if name in self.pairs:
@@ -94,6 +99,22 @@ class Adapter(Mapping[str, Tensor]):
         return (
             self.source.weights.entries[self.whole[name]].shape if name in self.whole else self.base.entries[name].shape
         )
+
+
+class _Chosen(Mapping[str, Tensor]):
+    def __init__(self, whole: Mapping[str, Tensor], names: Iterable[str]):
+        self._whole, self._names = whole, dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._whole[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _check(source: Source) -> None:

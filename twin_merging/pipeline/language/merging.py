@@ -23,6 +23,7 @@ from twin_merging.pipeline.exclusive import write_basis, write_exclusive
 from twin_merging.pipeline.language.read import MERGED, layout_of, shared_changes
 from twin_merging.sparsifiers.storage import room
 from twin_merging.sparsifiers.stored import tensors_of
+from twin_merging.standalone.adapter_output import obstacle, write_adapter
 from twin_merging.standalone.adapter_twin import factored_knowledge
 from twin_merging.standalone.layout import Layout
 from twin_merging.standalone.options import MergeOptions
@@ -34,9 +35,13 @@ if TYPE_CHECKING:
 def merged(stages: LanguageStages, method: Any, folder: Path, scratch: Path) -> None:
     """A static method's tensors that differ from θ₀, in float32: θ₀'s own dtype may be too coarse for λτ.
 
-    The method sees all that merges, as thresholds over whole task vectors count what does not change too.
+    Where the method is linear, those of adapters are an adapter: no matrix is made. Otherwise the method sees all that merges, as
+    thresholds over whole task vectors count what does not change too.
     """
     found, parts = layout_of(stages), Parts(scratch / "parts")
+    if obstacle(method, found) is None:
+        write_adapter(MergeOptions(base=stages.run.backbone.pretrained), method, found, folder)
+        return
     stack = Stack(found.base, found.experts, found.selected)
     names = parts.missing(found.changed)
     pieces = Pieces(parts, {name: stack.base[name] for name in names})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,11 +13,13 @@ from torch import Tensor
 from twin_merging.backbones.causal_lm import CausalLMBackbone
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.evaluation.exams import Exam
+from twin_merging.mapped import MappedCheckpoint
 from twin_merging.pipeline import artefacts
 from twin_merging.standalone import layout
+from twin_merging.standalone.adapters import Adapter
 from twin_merging.standalone.layout import Layout
 from twin_merging.standalone.options import MergeOptions
-from twin_merging.standalone.sources import Source
+from twin_merging.standalone.sources import ADAPTER_WEIGHTS, Source
 from twin_merging.tasks.base import TEST, TRAIN, VALIDATION, Split, Task
 from twin_merging.tasks.generation import Example
 
@@ -94,11 +97,16 @@ def layout_of(stages: LanguageStages) -> Layout:
     return layout.plan(MergeOptions(parameters=stages.run.parameters), base, experts)
 
 
-def shared_changes(stages: LanguageStages) -> dict[str, Tensor]:
-    """The tensors in which the shared model, or a static method's, differs from θ₀."""
+def shared_changes(stages: LanguageStages) -> Mapping[str, Tensor]:
+    """The tensors in which the shared model, or a static method's, differs from θ₀; read, or made, when they are asked for."""
     if stages.shared is stages.base:
         return {}
-    return dict(Checkpoint(stages.get(stages.shared).path(MERGED)).items())
+    artefact = stages.get(stages.shared)
+    if ADAPTER_WEIGHTS not in artefact.files:
+        return Checkpoint(artefact.path(MERGED))
+    return Adapter(
+        MappedCheckpoint(backbone_of(stages).folder), Source("merged", "merged", artefact.folder, {})
+    ).changed
 
 
 def answering_size(stages: LanguageStages) -> int:

@@ -33,12 +33,12 @@ SPARE = 16  # tokens: those of a text that is cut may be a few more than it was 
 STATES, TOKENS, ROUTER = "states.safetensors", "tokens.json", "router.safetensors"
 
 
-def states(stages: LanguageStages, split: str, layer: int, folder: Path, scratch: Path) -> None:
-    """The shared model's mean token states of prompts, (rows, d) by task, and the tokens of each task's prompts."""
+def states(stages: LanguageStages, split: str, layer: int, token: str, folder: Path, scratch: Path) -> None:
+    """The shared model's token states of prompts, (rows, d) by task, and the tokens of each task's prompts."""
     backbone, asked = backbone_of(stages), _requests(stages, split)
     model = backbone.model_with(shared_changes(stages))
     together = [request for requests in asked.values() for request in requests]
-    found = backbone.states(model, together, answering_size(stages), f"{split} prompts", layer)
+    found = backbone.states(model, together, answering_size(stages), f"{split} prompts", layer, token)
     parts = found.split([len(requests) for requests in asked.values()])
     checkpoints.save(dict(zip(asked, parts, strict=True)), folder / STATES)
     lengths = {

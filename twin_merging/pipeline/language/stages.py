@@ -124,7 +124,7 @@ class LanguageStages(Graph):
         if can_draw(component.load()):
             options["seed"] = self.run.seed
         load = by("language.merging", "merged", self, method)
-        return Stage("merge", method.name, options, (self.base, *self.experts), load)
+        return Stage("merge", method.name, options, (self.base, *self.experts), load, version=2)
 
     @cached_property
     def exclusive(self) -> Stage:
@@ -160,15 +160,15 @@ class LanguageStages(Graph):
 
     def states(self, split: str) -> Stage:
         """What the router reads: the shared expert's states of prompts, those of ``router.source`` or of the exams."""
-        layer = getattr(self.run.router, "layer", -1)
-        options: dict[str, Any] = {"split": split, "layer": layer, **self._computing}
+        layer, token = (getattr(self.run.router, key, default) for key, default in (("layer", -1), ("token", "mean")))
+        options: dict[str, Any] = {"split": split, "layer": layer, "token": token, **self._computing}
         if split == TEST:
             inputs = tuple(map(self.exam, self.evaluated))
         else:
             options["rows"] = self.run.router.rows
             inputs = tuple(map(self.learned, self.names))
         label = f"{split} prompts by {self.shared.label}"
-        load = by("language.routing", "states", self, split, layer)
+        load = by("language.routing", "states", self, split, layer, token)
         return Stage("encode", label, options, (self.base, self.shared, *inputs), load)
 
     @cached_property

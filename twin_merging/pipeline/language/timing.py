@@ -93,7 +93,8 @@ def _routed(stages: LanguageStages, model: Any, requests: list[Request], tasks: 
     run = stages.run
     if stages.trains_router:
         router, size = trained_router(stages), answering_size(stages)
-        weights = router.weights(backbone_of(stages).states(model, requests, size, "timed prompts", run.router.layer))
+        read = backbone_of(stages).states(model, requests, size, "timed prompts", run.router.layer, run.router.token)
+        weights = router.weights(read)
     else:
         weights = torch.cat([oracle_weights(task, 1, len(stages.names)) for task in tasks])
     if isinstance(run.inference, GroupWise):
