@@ -12,7 +12,7 @@ import pytest
 import tiny_exams
 import torch
 from backbones.tiny_language import save_language
-from commands import Outcome, finish, lasting, numbers, refused, results, run, start, succeed, wait_until
+from commands import Outcome, finish, lasting, numbers, refused, results, start, succeed, wait_until
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -34,13 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def small(base: Path, data: Path) -> list[str]:
-    """The arguments of a job that takes seconds."""
-    return [
-        "backbone=smollm2", f"backbone.pretrained={base}", "tasks=generative", f"tasks.names=[{','.join(tiny_exams.TASKS)}]",
-        "tasks.shots=0", f"paths.data={data}", "finetune=causal_lora", "finetune.rank=8", "finetune.alpha=16",
-        "finetune.epochs=16", "finetune.lr=2e-2", "finetune.batch_size=8", "finetune.dropout=0", "finetune.max_length=512",
-        "evaluation=native", "router.source=train", "router.epochs=60", "router.lr=5e-3", "precision=fp32", "device=cpu",
-    ]  # fmt: skip
+    return tiny_exams.job(base, data)
 
 
 @pytest.fixture(scope="module")
@@ -234,44 +228,6 @@ def test_whole_models_merge_too(small: list[str], folder: Path, base: Path):
     assert set(result["tasks"]) == {"mmlu", "xsum"}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["tasks.names=[mmlu,hellaswag]"], ["tasks.names", "hellaswag", "gsm8k"]),
-        (["tasks.parts={mmlu: [biologie]}"], ["mmlu biologie", "nearest", "biology"]),
-        (["tasks.parts={mmlo: [law]}"], ["tasks.parts", "mmlo", "nearest", "mmlu"]),
-        (["tasks.shots=200", "backbone.context=64"], ["context is too short"]),
-        (["parameters.include=[nothing]"], ["parameters", "no parameter is left"]),
-        (["sparsifier.rank=500"], ["sparsifier.rank", "1 to"]),
-        (["router.layer=9"], ["router.layer", "fewer layers"]),
-    ],
-)
-def test_what_does_not_fit_is_told_before_work(small: list[str], folder: Path, arguments: list[str], says: list[str]):
-    outcome = refused(*small, *arguments, folder=folder, says=says)
-    assert "expert" not in computed(outcome)
-
-
-def test_a_damaged_adapter_is_named(small: list[str], folder: Path, tmp_path: Path):
-    place = tmp_path / "adapter"
-    shutil.copytree(stage_folder(folder, "expert", "mmlu"), place)
-    (place / "manifest.json").unlink()
-    config = json.loads((place / "adapter_config.json").read_text())
-    (place / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
-    arguments = ["merge_method=task_arithmetic", f"experts.sources={{mmlu: '{place}'}}"]
-    refused(*small, *arguments, folder=folder, says=["use_dora", str(place)])
-    outcome = run(*small, "merge_method=task_arithmetic", "experts.sources={mmlu: /nowhere/at/all}", folder=folder)
-    assert outcome.code == 2
-    assert "experts.sources.mmlu" in outcome.text
-
-
-def test_a_model_with_code_of_its_own_is_refused_before_any_work(small, base, tmp_path):
-    foreign = shutil.copytree(base, tmp_path / "foreign")
-    config = json.loads((foreign / "config.json").read_text())
-    (foreign / "config.json").write_text(json.dumps(config | {"model_type": "qwen", "auto_map": {"AutoConfig": "x.Y"}}))
-    says = ["backbone.trust_remote_code", "qwen2_5_14b"]
-    refused(*small, f"backbone.pretrained={foreign}", folder=tmp_path, says=says)
-
-
 def test_joint_training_takes_the_experts_rows_and_stores_one_adapter(small, folder, tmp_path):
     result, outcome = one(small, folder, "joint", "merge_method=multitask")
     assert "multitask" in computed(outcome)
@@ -288,13 +244,6 @@ def test_joint_training_takes_the_experts_rows_and_stores_one_adapter(small, fol
     left_out, _ = one(small, folder, "left_out", "merge_method=multitask", "tasks.unseen=[xsum]")
     assert left_out["tasks"]["xsum"]["unseen"] == "expert"
     assert left_out["costs"]["training_tokens"]["multitask"] < tokens["multitask"]
-
-
-def test_a_budget_that_whole_models_do_not_fit_is_refused_before_any_expert(small, tmp_path):
-    own = [argument for argument in small if not argument.startswith("finetune")]
-    tiny_budget = ["finetune=causal_full", "merge_method=twin", "sparsifier.rank=null", "sparsifier.budget=1000"]
-    outcome = refused(*own, *tiny_budget, folder=tmp_path, says=["sparsifier.budget", "at least"])
-    assert not outcome.lines("fine-tune")
 
 
 @pytest.mark.parametrize("inference", ["exact", "group_wise"])

@@ -38,6 +38,16 @@ def save_exams(folder: Path) -> Path:
     return folder
 
 
+def job(base: Path, data: Path) -> list[str]:
+    """The arguments of a job that takes seconds."""
+    return [
+        "backbone=smollm2", f"backbone.pretrained={base}", "tasks=generative", f"tasks.names=[{','.join(TASKS)}]",
+        "tasks.shots=0", f"paths.data={data}", "finetune=causal_lora", "finetune.rank=8", "finetune.alpha=16",
+        "finetune.epochs=16", "finetune.lr=2e-2", "finetune.batch_size=8", "finetune.dropout=0", "finetune.max_length=512",
+        "evaluation=native", "router.source=train", "router.epochs=60", "router.lr=5e-3", "precision=fp32", "device=cpu",
+    ]  # fmt: skip
+
+
 def _question(chance: random.Random, split: str) -> str:
     return f"{split} {' '.join(chance.sample(THINGS, 5))}"
 

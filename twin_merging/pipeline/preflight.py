@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from twin_merging import assets
 from twin_merging.backbones.sources import check_code, checkpoint_bytes, largest_rank, layers_of
 from twin_merging.config import CausalLora, RunConfig
 from twin_merging.errors import UserError, unknown
+from twin_merging.experts.published import source_of
 from twin_merging.pipeline.cache import Cache
 from twin_merging.pipeline.data_stages import check_classes
 from twin_merging.pipeline.graph import Graph, graph_of
@@ -59,6 +61,7 @@ def check_inputs(jobs: list[RunConfig]) -> list[str]:
                 _check_tasks(stages)
             elif isinstance(stages, LanguageStages):
                 _check_parameters(stages, stages.backbone_source.folder)
+                _check_targets(stages)
                 if stages.is_twin:
                     _check_budget(stages)
     return keys
@@ -81,6 +84,33 @@ def _check_parameters(stages: Graph, weights: Path) -> None:
     from twin_merging.parameters import select
 
     select(Checkpoint(weights), stages.run.parameters.include, stages.run.parameters.exclude)
+
+
+def _check_targets(stages: LanguageStages) -> None:
+    """Raise a UserError if an adapter that is trained here would change no matrix: peft says so only once training begins."""
+    from twin_merging.mapped import MappedCheckpoint
+
+    entries = MappedCheckpoint(stages.backbone_source.folder).entries
+    matrices = {name.removesuffix(".weight") for name, entry in entries.items() if len(entry.shape) == 2}
+    for name in stages.evaluated if stages.run.finetune.name == "causal_lora" else ():
+        targets = stages.tuning_of(name).targets
+        if targets == "all-linear" or source_of(stages.run.experts, name) is not None:
+            continue
+        if not _matches_any(targets, matrices):
+            own = name in (stages.run.finetune.task_targets or {})
+            endings = sorted({matrix.rpartition(".")[2] for matrix in matrices})
+            raise UserError(
+                "this matches no matrix of the backbone", key=f"finetune.task_targets.{name}" if own else "finetune.targets",
+                found=targets, expected=f"a regular expression over whole module names, which end in {', '.join(endings)}",
+                hint=f"as in '.*{endings[0]}'",
+            )  # fmt: skip
+
+
+def _matches_any(pattern: str, names: set[str]) -> bool:
+    try:
+        return any(re.fullmatch(pattern, name) for name in names)
+    except re.error:
+        return False
 
 
 def _check_tasks(stages: Stages) -> None:

@@ -1,0 +1,134 @@
+"""What goes wrong with language models: said before work where it can be known, and nothing that is finished is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import tiny_exams
+import torch
+from backbones.tiny_language import save_language
+from commands import finish, refused, results, run, snapshot, start, succeed, wait_until
+from conftest import mounted
+from peft import LoraConfig, get_peft_model
+from test_run_full_disk import fill
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny language model."""
+    return save_language(tmp_path_factory.mktemp("base"), context=1024, words=tiny_exams.WORDS)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_exams.save_exams(tmp_path_factory.mktemp("exams"))
+
+
+@pytest.fixture(scope="module")
+def small(base: Path, data: Path) -> list[str]:
+    return tiny_exams.job(base, data)
+
+
+def adapter(folder: Path, model) -> Path:
+    """A LoRA adapter of a model, as PEFT saves it."""
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["tasks.names=[mmlu,hellaswag]"], ["tasks.names", "hellaswag", "gsm8k"]),
+        (["tasks.parts={mmlu: [biologie]}"], ["mmlu biologie", "nearest", "biology"]),
+        (["tasks.parts={mmlo: [law]}"], ["tasks.parts", "mmlo", "nearest", "mmlu"]),
+        (["tasks.names=[mmlu,synthetic_reasoning]", "tasks.parts={synthetic_reasoning: [inductions]}"],
+         ["tasks.parts.synthetic_reasoning", "inductions", "nearest", "induction"]),
+        (["tasks.names=[mmlu,truthful_qa]"], ["paths.data", "truthful_qa is missing", "TruthfulQA.csv"]),
+        (["tasks.shots=200", "backbone.context=64"], ["context is too short"]),
+        (["parameters.include=[nothing]"], ["parameters", "no parameter is left"]),
+        (["sparsifier.rank=500"], ["sparsifier.rank", "1 to"]),
+        (["router.layer=9"], ["router.layer", "fewer layers"]),
+        (["finetune.targets=.*query"], ["finetune.targets", "no matrix", "q_proj"]),
+        (["finetune.task_targets={gsm8k: .*down}"], ["finetune.task_targets.gsm8k", ".*down", "down_proj"]),
+        (["finetune.targets='(q_proj'"], ["finetune.targets", "regular expression"]),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_told_before_work(small: list[str], tmp_path: Path, arguments: list[str], says: list[str]):
+    outcome = refused(*small, *arguments, folder=tmp_path, says=says)
+    assert not outcome.lines("  expert ")
+
+
+def test_an_adapter_that_does_not_fit_is_named(small: list[str], base: Path, tmp_path: Path):
+    place = adapter(tmp_path / "adapter", AutoModelForCausalLM.from_pretrained(base))
+    config = json.loads((place / "adapter_config.json").read_text())
+    (place / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
+    wider = LlamaConfig(**{**LlamaConfig.from_pretrained(base).to_dict(), "hidden_size": 48})
+    other = adapter(tmp_path / "other", AutoModelForCausalLM.from_config(wider))
+    for folder, says in ((place, "use_dora"), (other, "does not fit the base")):
+        arguments = ["merge_method=task_arithmetic", f"experts.sources={{mmlu: '{folder}'}}"]
+        outcome = refused(*small, *arguments, folder=tmp_path, says=[says, str(folder)])
+        assert not outcome.lines("fine-tune")
+    outcome = run(*small, "merge_method=task_arithmetic", "experts.sources={mmlu: /nowhere/at/all}", folder=tmp_path)
+    assert outcome.code == 2
+    assert "experts.sources.mmlu" in outcome.text
+
+
+def test_a_model_with_code_of_its_own_is_refused_before_any_work(small, base, tmp_path):
+    foreign = shutil.copytree(base, tmp_path / "foreign")
+    config = json.loads((foreign / "config.json").read_text())
+    (foreign / "config.json").write_text(json.dumps(config | {"model_type": "qwen", "auto_map": {"AutoConfig": "x.Y"}}))
+    says = ["backbone.trust_remote_code", "qwen2_5_14b"]
+    refused(*small, f"backbone.pretrained={foreign}", folder=tmp_path, says=says)
+
+
+def test_a_budget_that_whole_models_do_not_fit_is_refused_before_any_expert(small, tmp_path):
+    own = [argument for argument in small if not argument.startswith("finetune")]
+    tiny_budget = ["finetune=causal_full", "merge_method=twin", "sparsifier.rank=null", "sparsifier.budget=1000"]
+    outcome = refused(*own, *tiny_budget, folder=tmp_path, says=["sparsifier.budget", "at least"])
+    assert not outcome.lines("fine-tune")
+
+
+@pytest.mark.parametrize("judge", ["native", "helm"])
+def test_a_model_that_says_nothing_is_wrong_everywhere_and_a_result(small, base, tmp_path, judge):
+    silent = shutil.copytree(base, tmp_path / "silent")
+    model = AutoModelForCausalLM.from_pretrained(silent)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()  # of equal tokens the first is taken, which ends a text
+    model.save_pretrained(silent)
+    given = [argument for argument in small if not argument.startswith("tasks.names")]
+    settings = [f"backbone.pretrained={silent}", "tasks.names=[mmlu,gsm8k]", f"evaluation={judge}", "finetune.epochs=1"]
+    succeed(*given, *settings, "merge_method=pretrained", "hydra.run.dir=said", folder=tmp_path)
+    found = results(tmp_path / "said")["pretrained", "none"]
+    assert [task["raw"] for task in found["tasks"].values()] == [0, 0]
+    (answers,) = (path for path in tmp_path.rglob("answers.json") if len(json.loads(path.read_text())) == 2)
+    assert {text for parts in json.loads(answers.read_text()).values() for texts in parts for text in texts} == {""}
+
+
+def test_a_disk_that_fills_up_in_the_middle_loses_no_expert(small: list[str], tmp_path: Path):
+    disk, stop = tmp_path / "disk", threading.Event()
+    disk.mkdir()
+    with mounted(disk, "size=16m"):
+        arguments = ["merge_method=finetuned", *small, f"paths.cache={disk}/cache", f"paths.outputs={disk}/outputs"]
+        process = start(*arguments, folder=tmp_path)
+        assert wait_until(lambda: any(disk.glob("cache/expert/*/manifest.json")), process), finish(process).text
+        filler = threading.Thread(target=fill, args=(disk, stop))
+        filler.start()
+        try:
+            outcome = finish(process)
+        finally:
+            stop.set()
+            filler.join()
+        assert (outcome.code, "the disk is full" in outcome.text) == (2, True), outcome.text
+        assert "Traceback" not in outcome.text, outcome.text
+        (disk / "filler").unlink()
+        kept = {name: about for name, about in snapshot(disk / "cache/expert").items() if not name.startswith(".")}
+        assert kept
+        again = succeed(*arguments, "hydra.run.dir=again", folder=tmp_path)
+        assert len(again.lines("  expert ", "computed in")) == 3 - len({name.split("/")[0] for name in kept})
+        assert kept.items() <= snapshot(disk / "cache/expert").items()
+        assert results(tmp_path / "again")["finetuned", "none"]["average_normalized"] == 100
