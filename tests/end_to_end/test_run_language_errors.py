@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
 import tiny_exams
 import torch
 from backbones.tiny_language import save_language
-from commands import finish, refused, results, run, snapshot, start, succeed, wait_until
-from conftest import mounted
+from commands import refused, results, run, succeed
 from peft import LoraConfig, get_peft_model
-from test_run_full_disk import fill
+from test_run_full_disk import check_that_nothing_is_lost
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 
@@ -110,25 +108,4 @@ def test_a_model_that_says_nothing_is_wrong_everywhere_and_a_result(small, base,
 
 
 def test_a_disk_that_fills_up_in_the_middle_loses_no_expert(small: list[str], tmp_path: Path):
-    disk, stop = tmp_path / "disk", threading.Event()
-    disk.mkdir()
-    with mounted(disk, "size=16m"):
-        arguments = ["merge_method=finetuned", *small, f"paths.cache={disk}/cache", f"paths.outputs={disk}/outputs"]
-        process = start(*arguments, folder=tmp_path)
-        assert wait_until(lambda: any(disk.glob("cache/expert/*/manifest.json")), process), finish(process).text
-        filler = threading.Thread(target=fill, args=(disk, stop))
-        filler.start()
-        try:
-            outcome = finish(process)
-        finally:
-            stop.set()
-            filler.join()
-        assert (outcome.code, "the disk is full" in outcome.text) == (2, True), outcome.text
-        assert "Traceback" not in outcome.text, outcome.text
-        (disk / "filler").unlink()
-        kept = {name: about for name, about in snapshot(disk / "cache/expert").items() if not name.startswith(".")}
-        assert kept
-        again = succeed(*arguments, "hydra.run.dir=again", folder=tmp_path)
-        assert len(again.lines("  expert ", "computed in")) == 3 - len({name.split("/")[0] for name in kept})
-        assert kept.items() <= snapshot(disk / "cache/expert").items()
-        assert results(tmp_path / "again")["finetuned", "none"]["average_normalized"] == 100
+    check_that_nothing_is_lost(small, tmp_path, "none")
