@@ -228,6 +228,18 @@ def test_whole_models_merge_too(small: list[str], folder: Path, base: Path):
     assert set(result["tasks"]) == {"mmlu", "xsum"}
 
 
+def test_several_processes_train_what_one_does(small, folder, tmp_path):
+    file = tmp_path / "accelerate.yaml"
+    file.write_text("{distributed_type: MULTI_CPU, num_processes: 2, use_cpu: true}")
+    settings = ["tasks.names=[mmlu]", "merge_method=finetuned", "finetune.micro_batch=4", f"finetune.accelerate={file}"]
+    given = [argument for argument in small if not argument.startswith("tasks.names")]
+    succeed(*given, *settings, f"paths.cache={tmp_path / 'cache'}", "hydra.run.dir=several", folder=tmp_path)
+    alone = results(folder / "sweep")["finetuned", "none"]
+    assert scores(results(tmp_path / "several")["finetuned", "none"], "raw")["mmlu"] == scores(alone, "raw")["mmlu"]
+    refused(*given, *settings[:2], "finetune.accelerate=nowhere.yaml", f"paths.cache={tmp_path / 'other'}",
+            folder=tmp_path, says=["finetune.accelerate", "no such file"])  # fmt: skip
+
+
 def test_joint_training_takes_the_experts_rows_and_stores_one_adapter(small, folder, tmp_path):
     result, outcome = one(small, folder, "joint", "merge_method=multitask")
     assert "multitask" in computed(outcome)

@@ -79,6 +79,10 @@ class CausalFineTuning:
     warmup: float = option(0.06, "share of the steps that warm up", low=0, high=1)
     scheduler: str = option("linear", "learning-rate schedule", choices=("linear", "cosine", "constant_with_warmup"))
     checkpointing: bool = option(False, "keep no activations but those between blocks: less memory, a third more time")
+    accelerate: str | None = option(
+        None,
+        "a file that `accelerate config` wrote: several processes train (DDP, FSDP, DeepSpeed); null: this one does",
+    )
     domain: ClassVar[str] = LANGUAGE
 
 

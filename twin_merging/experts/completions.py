@@ -23,6 +23,7 @@ from twin_merging.errors import UserError
 from twin_merging.evaluation.selection import record
 from twin_merging.experts.fine_tuning import fit
 from twin_merging.experts.lora import adapt
+from twin_merging.experts.processes import count, is_first
 from twin_merging.tasks.base import VALIDATION
 from twin_merging.tasks.generation import Example
 
@@ -51,10 +52,11 @@ def causal_fine_tuning(
     """
     torch.manual_seed(seed)
     model = backbone.load(training=True)
-    history = train_completions(backbone, model, name, rows, held_out, options, seed, scratch)
-    model.save_pretrained(folder)
-    backbone.tokenizer.save_pretrained(folder)
-    _write(folder, name, history)
+    history, state = train_completions(backbone, model, name, rows, held_out, options, seed, scratch)
+    if is_first():
+        model.save_pretrained(folder, state_dict=state)
+        backbone.tokenizer.save_pretrained(folder)
+        _write(folder, name, history)
 
 
 def causal_lora(
@@ -77,10 +79,12 @@ def causal_lora(
         target_modules=options.targets,
     )  # fmt: skip
     adapted = adapt(model, config)
-    history = train_completions(backbone, adapted, name, rows, held_out, options, seed, scratch)
+    history, state = train_completions(backbone, adapted, name, rows, held_out, options, seed, scratch)
+    if not is_first():
+        return
     saved = adapted.peft_config["default"]
     saved.base_model_name_or_path, saved.revision = backbone.options.pretrained, backbone.options.revision
-    adapted.save_pretrained(folder, save_embedding_layers=False)
+    adapted.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
     (folder / "README.md").unlink(missing_ok=True)  # peft's template of a model card
     _write(folder, name, history)
 
@@ -88,40 +92,41 @@ def causal_lora(
 def train_completions(
     backbone: CausalLMBackbone, model: Any, name: str, rows: Sequence[Example], held_out: Sequence[Example],
     options: CausalFineTuning, seed: int, scratch: Path,
-) -> dict[str, Any]:  # fmt: skip
+) -> tuple[dict[str, Any], dict[str, Any] | None]:  # fmt: skip
     """Train a transformers or peft model in place and leave it with the weights of its best epoch.
 
     Returns:
-        Plain JSON: ``choice``, the record of the epoch's choice by −loss a token, and ``train_tokens``.
+        Plain JSON: ``choice``, the record of the epoch's choice by −loss a token, and ``train_tokens``; and as of ``fit``
+        the whole weights where they are spread over processes.
 
     Raises:
-        UserError: if ``micro_batch`` does not divide ``batch_size``.
+        UserError: if ``micro_batch`` does not divide ``batch_size``, or what each process has of it.
     """
-    micro = min(options.micro_batch, options.batch_size)
-    if options.batch_size % micro:
+    micro, processes = min(options.micro_batch, options.batch_size), count()
+    if options.batch_size % (micro * processes):
         raise UserError(
             "a step is made of whole micro batches", key="finetune.micro_batch", found=micro,
-            expected=f"a divisor of batch_size={options.batch_size}",
+            expected=f"a divisor of batch_size={options.batch_size}" + (f" / {processes} processes" if processes > 1 else ""),
         )  # fmt: skip
     tokens = labelled(backbone, rows, options.max_length)
     changed = {
         "per_device_train_batch_size": micro, "per_device_eval_batch_size": micro,
-        "gradient_accumulation_steps": options.batch_size // micro, "gradient_checkpointing": options.checkpointing,
-        "gradient_checkpointing_kwargs": CHECKPOINTING,
+        "gradient_accumulation_steps": options.batch_size // (micro * processes), "gradient_checkpointing": options.checkpointing,
+        "gradient_checkpointing_kwargs": CHECKPOINTING, "ddp_find_unused_parameters": False,
     }  # fmt: skip
     own = language_model(model)
     caching, attention = own.config.use_cache, own.config._attn_implementation
     if backbone.device.type == "cpu" and max(len(row["input_ids"]) for row in tokens) <= PLAIN:
         own.set_attn_implementation("eager")
     trimmed = {"logits_to_keep", "position_ids"} <= set(inspect.signature(own.forward).parameters)
-    scores = fit(
+    scores, state = fit(
         backbone, model, tokens, labelled(backbone, held_out, options.max_length), _score, options, seed, scratch, name,
         changed, data_collator=partial(padded, trimmed=trimmed), preprocess_logits_for_metrics=losses,
     )  # fmt: skip
     own.set_attn_implementation(attention)
     own.config.use_cache = caching  # which the Trainer turns off
     choice = record(f"epoch of {name}", scores, VALIDATION, len(held_out), {name: fingerprint(held_out)})
-    return {"choice": choice, "train_tokens": sum(len(row["input_ids"]) for row in tokens) * options.epochs}
+    return {"choice": choice, "train_tokens": sum(len(row["input_ids"]) for row in tokens) * options.epochs}, state
 
 
 def labelled(backbone: CausalLMBackbone, examples: Sequence[Example], max_length: int) -> list[Row]:

@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
@@ -60,25 +60,34 @@ def train(
         return {"score": scores(predictions_of(prediction.predictions, task), prediction.label_ids.tolist())}
 
     held_out = labelled_rows(backbone, task, VALIDATION)
-    by_epoch = fit(backbone, model, rows, held_out, compute_metrics, options, seed, scratch, task.name)
+    by_epoch = fit(backbone, model, rows, held_out, compute_metrics, options, seed, scratch, task.name).scores
     choice = choose(f"epoch of {task.name}", by_epoch, task, VALIDATION)
     return {"choice": choice, "train_tokens": sum(len(row["input_ids"]) for row in rows) * options.epochs}
+
+
+class Fitted(NamedTuple):
+    """What training gives.
+
+    Args:
+        scores: by epoch.
+        state: the weights, whole, where the model's own are spread over processes; else None.
+    """
+
+    scores: dict[int, float]
+    state: dict[str, Any] | None
 
 
 def fit(
     backbone: Any, model: Any, rows: list[dict[str, Any]], held_out: list[dict[str, Any]],
     compute_metrics: Callable[[Any], dict[str, float]], options: Any, seed: int, scratch: Path, label: str,
     changed: Mapping[str, Any] | None = None, **parts: Any,
-) -> dict[int, float]:  # fmt: skip
+) -> Fitted:  # fmt: skip
     """Train in place on ``rows`` and leave the weights of the epoch whose ``score`` on ``held_out`` is best.
 
     Args:
         options: of fine-tuning, such as ``FullFineTuning``.
         changed: values of ``TrainingArguments`` that replace what follows from the options.
         parts: of the ``Trainer``, in place of the collator and the optimizer for an encoder with a head.
-
-    Returns:
-        The score by epoch.
     """
     steps = -(-len(rows) // options.batch_size) * options.epochs
     arguments = TrainingArguments(
@@ -106,7 +115,9 @@ def fit(
     if checkpoint is not None:
         log.info("  fine-tune %s goes on from step %s", label, checkpoint.rpartition("-")[2])
     trainer.train(resume_from_checkpoint=checkpoint)
-    return {int(row["epoch"]): row["eval_score"] for row in trainer.state.log_history if "eval_score" in row}
+    scores = {int(row["epoch"]): row["eval_score"] for row in trainer.state.log_history if "eval_score" in row}
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    return Fitted(scores, trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None)
 
 
 def save_expert(
@@ -195,14 +206,18 @@ class _EtaCallback(TrainerCallback):
         self.label = label
 
     def on_train_begin(self, args, state, control, **_):
-        self.bar = Progress(f"fine-tune {self.label}", state.max_steps, "steps")
-        self.bar.update(state.global_step)
+        self.bar = (
+            Progress(f"fine-tune {self.label}", state.max_steps, "steps") if state.is_world_process_zero else None
+        )
+        self.on_step_end(args, state, control)
 
     def on_step_end(self, args, state, control, **_):
-        self.bar.update(state.global_step)
+        if self.bar:
+            self.bar.update(state.global_step)
 
     def on_train_end(self, args, state, control, **_):
-        self.bar.close()
+        if self.bar:
+            self.bar.close()
 
 
 class _CheckpointCallback(TrainerCallback):
@@ -212,6 +227,8 @@ class _CheckpointCallback(TrainerCallback):
     """
 
     def on_save(self, args, state, control, **_):
+        if not state.is_world_process_zero:
+            return
         scratch = Path(args.output_dir)
         checkpoint = scratch / f"checkpoint-{state.global_step}"
         files = [path for path in checkpoint.rglob("*") if path.is_file()]

@@ -99,8 +99,8 @@ def train_jointly(
             scores.append(metrics[task.metric](predictions_of(logits, task), task.splits[VALIDATION].labels))
         return {"score": fmean(scores)}
 
-    by_epoch = fit(backbone, model, rows[TRAIN], rows[VALIDATION], compute_metrics, options, seed, scratch, "all tasks")
-    choice = choose("epoch of multitask", by_epoch, tasks, VALIDATION)
+    fitted = fit(backbone, model, rows[TRAIN], rows[VALIDATION], compute_metrics, options, seed, scratch, "all tasks")
+    choice = choose("epoch of multitask", fitted.scores, tasks, VALIDATION)
     own = {task.name: _own(head) for task, head in zip(tasks, heads, strict=True)}
     return encoder.state_dict(), own, choice
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twin_merging import checkpoints
 from twin_merging.backbones.sources import Source
 from twin_merging.config import finetunings
 from twin_merging.evaluation.helm.suite import HelmSuite
 from twin_merging.experts.language import expert_weights
+from twin_merging.experts.processes import in_processes
 from twin_merging.mapped import MappedCheckpoint
 from twin_merging.pipeline.cache import MANIFEST
 from twin_merging.pipeline.language.read import EXAM, LEARNED, PROVENANCE, backbone_of, examples_of
 from twin_merging.standalone.adapters import Adapter
 from twin_merging.tasks.base import TRAIN, VALIDATION
+from twin_merging.tasks.generation import Example
 
 if TYPE_CHECKING:
     from twin_merging.pipeline.language.stages import LanguageStages
@@ -63,20 +65,31 @@ def base(stages: LanguageStages, folder: Path, scratch: Path) -> None:
 
 def expert(stages: LanguageStages, name: str, folder: Path, scratch: Path) -> None:
     """Fine-tune on one task."""
-    fine_tune, run = finetunings[stages.run.finetune.name].load(), stages.run
     rows, held_out = (examples_of(stages, name, split) for split in (TRAIN, VALIDATION))
-    options = stages.tuning_of(name)
-    fine_tune(backbone_of(stages), name, rows, held_out, options, run.training_seed, folder, scratch)
+    _fine_tune(stages, name, rows, held_out, stages.tuning_of(name), folder, scratch)
 
 
 def joint(stages: LanguageStages, folder: Path, scratch: Path) -> None:
     """Fine-tune on the union of all tasks' rows, of which batches are drawn alike: larger tasks weigh more (paper Table 7)."""
-    fine_tune, run = finetunings[stages.run.finetune.name].load(), stages.run
     rows, held_out = (
         [example for name in stages.names for example in examples_of(stages, name, split)]
         for split in (TRAIN, VALIDATION)
     )
-    fine_tune(backbone_of(stages), "all tasks", rows, held_out, run.finetune, run.training_seed, folder, scratch)
+    _fine_tune(stages, "all tasks", rows, held_out, stages.run.finetune, folder, scratch)
+
+
+def _fine_tune(
+    stages: LanguageStages, name: str, rows: list[Example], held_out: list[Example], options: Any, folder: Path, scratch: Path
+) -> None:  # fmt: skip
+    """In this process, or in several if ``finetune.accelerate`` says so."""
+    run, common = (
+        stages.run,
+        (backbone_of(stages), name, rows, held_out, options, stages.run.training_seed, folder, scratch),
+    )
+    if getattr(options, "accelerate", None) is None:
+        finetunings[run.finetune.name].load()(*common)
+    else:
+        in_processes(*common, plugins=run.plugins)
 
 
 def imported_expert(stages: LanguageStages, source: Source, folder: Path, scratch: Path) -> None:

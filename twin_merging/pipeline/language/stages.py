@@ -100,6 +100,7 @@ class LanguageStages(Graph):
     def _tuning(self, name: str | None) -> dict[str, Any]:
         run, options = self.run, to_plain(self.tuning_of(name))
         options.pop("task_targets", None)  # of which this task's are in ``targets``
+        options.pop("accelerate", None)  # how many processes train changes the rounding alone
         return {
             "finetune": options, "code": finetunings[run.finetune.name].code_hash(), "seed": run.training_seed,
             **self._computing,

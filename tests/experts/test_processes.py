@@ -1,0 +1,85 @@
+"""Several processes learn what one does: replicas (DDP) and shards (FSDP), on CPUs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from backbones.tiny_language import backbone_of, save_language
+from safetensors.torch import load_file
+from test_completions import HELD_OUT, TRAIN
+
+from twin_merging.config import CausalFineTuning, CausalLora
+from twin_merging.errors import UserError
+from twin_merging.experts.completions import causal_fine_tuning, causal_lora
+from twin_merging.experts.processes import check_file, in_processes
+
+COMMON = {"epochs": 2, "lr": 2e-2, "batch_size": 8, "micro_batch": 2}
+LORA = CausalLora(**COMMON, rank=4, alpha=8, targets=r".*\.(q_proj|up_proj)", dropout=0.0)
+FULL = CausalFineTuning(**{**COMMON, "lr": 3e-3})
+FSDP = {
+    "distributed_type": "FSDP", "fsdp_config": {
+        "fsdp_version": 2, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "fsdp_state_dict_type": "FULL_STATE_DICT",
+        "fsdp_reshard_after_forward": True, "fsdp_cpu_ram_efficient_loading": False,
+    },
+}  # fmt: skip
+KINDS = {"replicas": {"distributed_type": "MULTI_CPU"}, "shards": FSDP}
+
+
+def configuration(folder: Path, kind: str, processes: int = 2) -> str:
+    """A file as `accelerate config` writes it."""
+    file = folder / f"{kind}.yaml"
+    more = {"num_processes": processes, "num_machines": 1, "machine_rank": 0, "use_cpu": True, "mixed_precision": "no"}
+    file.write_text(json.dumps({"compute_environment": "LOCAL_MACHINE", "main_process_port": 0, **KINDS[kind], **more}))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return backbone_of(save_language(tmp_path_factory.mktemp("llama")))
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize(("alone", "options"), [(causal_lora, LORA), (causal_fine_tuning, FULL)], ids=["lora", "full"])
+def test_they_learn_what_one_process_learns(backbone, tmp_path, monkeypatch, kind, alone, options):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    rows = TRAIN[:40]  # whole steps: a last one that is not is filled up with repeated rows where several share it
+    one, many = (tmp_path / name for name in ("one", "many"))
+    for folder in (one, many):
+        folder.mkdir()
+    alone(backbone, "next", rows, HELD_OUT[:8], options, 0, one, tmp_path / "a")
+    options = type(options)(**{**vars(options), "accelerate": configuration(tmp_path, kind)})
+    in_processes(backbone, "next", rows, HELD_OUT[:8], options, 0, many, tmp_path / "b")
+    assert {path.name for path in many.iterdir()} == {path.name for path in one.iterdir()}
+    (weights,) = (path.name for path in one.glob("*.safetensors"))
+    expected, found = load_file(one / weights), load_file(many / weights)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+    records = [json.loads((folder / "expert.json").read_text()) for folder in (one, many)]
+    scores = [list(record["choice"]["scores"].values()) for record in records]
+    torch.testing.assert_close(torch.tensor(scores[0]), torch.tensor(scores[1]), rtol=1e-3, atol=1e-3)
+
+
+def test_a_step_of_no_whole_micro_batches_is_refused_in_the_users_words(backbone, tmp_path, capfd):
+    options = CausalLora(
+        **{**COMMON, "micro_batch": 8}, targets=LORA.targets, accelerate=configuration(tmp_path, "replicas")
+    )
+    with pytest.raises(UserError) as caught:
+        in_processes(backbone, "next", TRAIN, HELD_OUT, options, 0, tmp_path / "out", tmp_path / "b")
+    assert caught.value.key == "finetune.accelerate"
+    assert "a divisor of batch_size=8 / 2 processes" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(None, "no such file"), ("{:", "cannot be read"), ("machines: 3", "not a configuration")]
+)
+def test_a_file_that_says_nothing_of_processes_is_refused(tmp_path, content, says):
+    file = tmp_path / "accelerate.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match=says) as caught:
+        check_file(str(file))
+    assert caught.value.key == "finetune.accelerate"

@@ -1,0 +1,142 @@
+"""Fine-tuning in several processes: ``accelerate launch`` of this module, as a file of ``accelerate config`` says."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twin_merging.errors import UserError, exit_code
+
+if TYPE_CHECKING:
+    from twin_merging.backbones.causal_lm import CausalLMBackbone
+    from twin_merging.tasks.generation import Example
+
+JOB, WORLD, RANK, LOCAL_RANK = "job.json", "WORLD_SIZE", "RANK", "LOCAL_RANK"
+DIES_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
+
+
+def count() -> int:
+    """How many processes train together."""
+    return int(os.environ.get(WORLD, "1"))
+
+
+def is_first() -> bool:
+    """Whether this process writes what they all have learned."""
+    return os.environ.get(RANK, "0") == "0"
+
+
+def in_processes(
+    backbone: CausalLMBackbone, name: str, rows: Sequence[Example], held_out: Sequence[Example],
+    options: Any, seed: int, folder: Path, scratch: Path, plugins: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Fine-tune by ``options.accelerate``; arguments and what is written are those of ``completions.causal_lora``.
+
+    A step has ``batch_size`` rows over all processes, so that experts do not depend on their number, up to rounding.
+
+    Raises:
+        UserError: if a process fails; what it said has been printed.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    job = {
+        "backbone": vars(backbone.options), "weights": str(backbone.folder), "device": backbone.device.type,
+        "autocast": backbone.autocast, "name": name, "rows": [asdict(row) for row in rows],
+        "held_out": [asdict(row) for row in held_out], "finetune": vars(options), "seed": seed, "folder": str(folder),
+        "scratch": str(scratch), "plugins": list(plugins),
+    }  # fmt: skip
+    (scratch / JOB).write_text(json.dumps(job, ensure_ascii=False), encoding="utf-8")
+    launcher, more = _launcher(options.accelerate, backbone.device.type)
+    process = subprocess.run(
+        [sys.executable, "-m", *launcher, "-m", __name__, str(scratch / JOB)], preexec_fn=_die_with_parent, check=False,
+        env={**_environment(), **more},
+    )  # fmt: skip
+    if process.returncode:
+        raise UserError(
+            "training in several processes failed, as it says above", key="finetune.accelerate", found=options.accelerate,
+            hint=f"exit code {process.returncode}; the same command goes on from the last whole checkpoint",
+        )  # fmt: skip
+
+
+def check_file(file: str) -> None:
+    """Check that a file of ``accelerate config`` is one.
+
+    Raises:
+        UserError: if there is none, or it says nothing of processes.
+    """
+    _read(file)
+
+
+def _read(file: str) -> dict[str, Any]:
+    import yaml
+
+    if not Path(file).is_file():
+        raise UserError(
+            "no such file", key="finetune.accelerate", found=file, expected="a file that `accelerate config` wrote"
+        )
+    try:
+        found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot be read ({error})", key="finetune.accelerate", found=file) from error
+    if not isinstance(found, dict) or "num_processes" not in found:
+        raise UserError(
+            "not a configuration of accelerate", key="finetune.accelerate", found=file, expected="num_processes and more",
+            hint="accelerate config --config_file FILE",
+        )  # fmt: skip
+    return found
+
+
+def _launcher(file: str, device: str) -> tuple[list[str], dict[str, str]]:
+    """A module with its arguments, and its environment: accelerate's launcher, or on CPUs, which that starts by MPI alone, torch's."""
+    if device != "cpu":
+        return ["accelerate.commands.launch", "--config_file", file], {}
+    found = _read(file)
+    shards = {key.upper(): str(value) for key, value in (found.get("fsdp_config") or {}).items()}
+    use = {"ACCELERATE_USE_CPU": "true", **({"ACCELERATE_USE_FSDP": "true", **shards} if shards else {})}
+    return ["torch.distributed.run", "--standalone", f"--nproc-per-node={found['num_processes']}"], use
+
+
+def _die_with_parent() -> None:
+    """A run that is killed leaves no processes that train on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGTERM)
+
+
+def _environment() -> dict[str, str]:
+    root = str(Path(__file__).parents[2])  # where the package is, if it is not installed
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+
+
+def _work(file: Path) -> int:
+    """What each process does."""
+    import torch
+
+    from twin_merging.backbones.causal_lm import CausalLMBackbone
+    from twin_merging.config import CausalLM, finetunings
+    from twin_merging.registry import load_plugins
+    from twin_merging.tasks.generation import Example
+
+    logging.basicConfig(level=logging.INFO if is_first() else logging.WARNING, format="%(message)s")
+    job = json.loads(file.read_text(encoding="utf-8"))
+    load_plugins(job["plugins"])
+    component = finetunings[job["finetune"]["name"]]
+    place = torch.device(f"cuda:{os.environ[LOCAL_RANK]}" if job["device"] == "cuda" else job["device"])
+    backbone = CausalLMBackbone(CausalLM(**job["backbone"]), Path(job["weights"]), place, job["autocast"])
+    rows, held_out = ([Example(**row) for row in job[key]] for key in ("rows", "held_out"))
+    options, folder, scratch = component.options(**job["finetune"]), Path(job["folder"]), Path(job["scratch"])
+    component.load()(backbone, job["name"], rows, held_out, options, job["seed"], folder, scratch)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the first one writes
+        torch.distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: _work(Path(sys.argv[1])), "the last whole checkpoint stays"))
