@@ -156,6 +156,18 @@ def test_the_small_suite_takes_four_tasks_with_data_and_without():
     assert (own.tasks.names, own.tasks.parts["bbq"]) == (["xsum"], ["Religion"])
 
 
+def test_the_small_suite_sweeps_twins_ranks_unless_the_sparsifier_is_chosen():
+    def sizes(*given: str) -> list:
+        jobs = jobs_of("+exp=generative_smollm2", *given)
+        return [(run.merge_method.name, getattr(run.sparsifier, "rank", None)) for run in jobs][-2:]
+
+    assert sizes() == [("twin", 1), ("twin", 16)]
+    assert sizes("sparsifier.rank=4") == [("iso_c", 4), ("twin", 4)]
+    assert sizes("sparsifier=none") == [("iso_c", None), ("twin", None)]
+    assert sizes("sparsifier.fraction=0.5") == [("iso_c", None), ("twin", None)]
+    assert sizes("merge_method=ties,twin") == [("ties", 16), ("twin", 16)]  # after both at rank 1
+
+
 @pytest.mark.parametrize("size", ["14b", "72b"])
 def test_todays_qwen_is_one_word_away(size):
     run = jobs_of("+exp=generative_qwen", "paths.data=DIR", f"backbone=qwen2_5_{size}")[0]

@@ -20,7 +20,7 @@ from twin_merging.job_names import job_names
 from twin_merging.language_checks import is_language
 from twin_merging.overrides import compose_config, is_hydras, parse, quoted
 from twin_merging.registry import CONFIGS, load_plugins
-from twin_merging.settings import settled
+from twin_merging.settings import is_set, settled
 from twin_merging.validation import validate
 
 
@@ -133,12 +133,17 @@ def _plugins(overrides: list[str]) -> list[str]:
 
 
 def _with_experiment_sweep(overrides: list[str], parsed: list[Override], cfg: DictConfig) -> list[str]:
-    given = {override.key_or_group for override in parsed}
+    """The arguments with what the experiment sweeps besides, but for keys that they set and keys of a group that they choose."""
+    given = {str(override.key_or_group) for override in parsed}
     own = cfg.hydra.sweeper.get("params")
     if not own:
         return overrides
     return [
-        *(f"{key!s}={value}" for key, value in own.items() if key not in given),
+        *(
+            f"{key}={value}"
+            for key, value in own.items()
+            if not is_set(str(key), given) and str(key).partition(".")[0] not in given
+        ),
         *overrides,
         "hydra.sweeper.params=null",
     ]

@@ -45,11 +45,12 @@ def settled(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
                 )  # fmt: skip
             if value == name if equals else value is not None:
                 for key, value in values.items():
-                    if not _is_set(str(key), given):
+                    if not is_set(str(key), given):
                         OmegaConf.update(settled, str(key), value, merge=False, force_add=True)
     return settled
 
 
-def _is_set(key: str, given: set[str]) -> bool:
+def is_set(key: str, given: set[str]) -> bool:
+    """Whether a key, or one that stands for it, is among those that are given."""
     alike = SIZES if key in SIZES else (key,)
     return any(one == other or (one.startswith(other + ".") and "." in other) for one in alike for other in given)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import tiny
+import tiny_exams
+from backbones.tiny_language import save_language
 from commands import Outcome, finish, start
 
 METHODS = "pretrained,finetuned,weight_averaging,task_arithmetic,twin"
@@ -62,6 +64,18 @@ def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Fini
 def reuse(small: list[str], finished: Finished) -> list[str]:
     """As ``small``, with the cache of the finished sweep."""
     return [*small, f"paths.cache={finished.cache}"]
+
+
+@pytest.fixture(scope="session")
+def language_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny language model."""
+    return save_language(tmp_path_factory.mktemp("language_base"), context=1024, words=tiny_exams.WORDS)
+
+
+@pytest.fixture(scope="session")
+def language_job(language_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The arguments of a language model's job that takes seconds, on three tasks."""
+    return tiny_exams.job(language_base, tiny_exams.save_exams(tmp_path_factory.mktemp("exams")))
 
 
 @pytest.fixture

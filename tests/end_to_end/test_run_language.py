@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import tiny_exams
 import torch
-from backbones.tiny_language import save_language
 from commands import Outcome, finish, lasting, numbers, refused, results, start, succeed, wait_until
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -21,28 +20,11 @@ METHODS = "pretrained,finetuned,weight_averaging,task_arithmetic,ties,twin"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny language model."""
-    return save_language(tmp_path_factory.mktemp("base"), context=1024, words=tiny_exams.WORDS)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``paths.data`` with three tasks."""
-    return tiny_exams.save_exams(tmp_path_factory.mktemp("exams"))
-
-
-@pytest.fixture(scope="module")
-def small(base: Path, data: Path) -> list[str]:
-    return tiny_exams.job(base, data)
-
-
-@pytest.fixture(scope="module")
-def folder(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(language_job: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where all methods ran from an empty cache, into ``sweep``."""
     place = tmp_path_factory.mktemp("language")
     arguments = [f"merge_method={METHODS}", "sparsifier.rank=24", "hydra.sweep.dir=sweep"]
-    succeed("-m", *small, *arguments, folder=place)
+    succeed("-m", *language_job, *arguments, folder=place)
     return place
 
 
@@ -50,9 +32,9 @@ def scores(result: dict[str, Any], key: str = "normalized") -> dict[str, float]:
     return {name: task[key] for name, task in result["tasks"].items()}
 
 
-def one(small: list[str], folder: Path, name: str, *arguments: str) -> tuple[dict[str, Any], Outcome]:
+def one(language_job: list[str], folder: Path, name: str, *arguments: str) -> tuple[dict[str, Any], Outcome]:
     """The results of one more job on the same cache."""
-    outcome = succeed(*small, *arguments, f"hydra.run.dir={name}", folder=folder)
+    outcome = succeed(*language_job, *arguments, f"hydra.run.dir={name}", folder=folder)
     return json.loads((folder / name / "results.json").read_text()), outcome
 
 
@@ -111,25 +93,25 @@ def stage_folder(folder: Path, name: str, label: str) -> Path:
     return found
 
 
-def test_a_linear_merge_is_an_adapter_by_pefts_own_products(folder: Path, base: Path):
-    start = AutoModelForCausalLM.from_pretrained(base).state_dict()
+def test_a_linear_merge_is_an_adapter_by_pefts_own_products(folder: Path, language_base: Path):
+    start = AutoModelForCausalLM.from_pretrained(language_base).state_dict()
     total = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in start.items()}
     for name in tiny_exams.TASKS:
-        model = AutoModelForCausalLM.from_pretrained(base)
+        model = AutoModelForCausalLM.from_pretrained(language_base)
         expert = PeftModel.from_pretrained(model, stage_folder(folder, "expert", name)).merge_and_unload().state_dict()
         for key in total:
             total[key] += expert[key].double() - start[key].double()
     place = stage_folder(folder, "merge", "task_arithmetic")
     assert {path.name for path in place.glob("*.safetensors")} == {"adapter_model.safetensors"}
     assert len(load_file(place / "adapter_model.safetensors")) == 2 * 14  # seven matrices of two layers
-    model = AutoModelForCausalLM.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(language_base)
     for key, tensor in PeftModel.from_pretrained(model, place).merge_and_unload().state_dict().items():
         torch.testing.assert_close(tensor.double(), start[key].double() + 0.3 * total[key], rtol=0, atol=1e-5)
 
 
-def test_helm_judges_as_the_native_scores_do(small: list[str], folder: Path):
+def test_helm_judges_as_the_native_scores_do(language_job: list[str], folder: Path):
     native = results(folder / "sweep")["twin", "none"]
-    helm, outcome = one(small, folder, "helm", "merge_method=twin", "sparsifier.rank=24", "evaluation=helm")
+    helm, outcome = one(language_job, folder, "helm", "merge_method=twin", "sparsifier.rank=24", "evaluation=helm")
     assert computed(outcome) == {"marks", "result"}  # the same answers
     for name, task in helm["tasks"].items():
         assert (task.pop("judge"), native["tasks"][name].pop("judge")) == ("helm", "native")
@@ -139,41 +121,41 @@ def test_helm_judges_as_the_native_scores_do(small: list[str], folder: Path):
             assert task[key] == (pytest.approx(expected[key]) if name == "xsum" else expected[key]), key
 
 
-def test_again_everything_comes_from_the_cache(small: list[str], folder: Path):
+def test_again_everything_comes_from_the_cache(language_job: list[str], folder: Path):
     before = results(folder / "sweep")["twin", "none"]
-    again, outcome = one(small, folder, "again", "merge_method=twin", "sparsifier.rank=24")
+    again, outcome = one(language_job, folder, "again", "merge_method=twin", "sparsifier.rank=24")
     assert numbers(again) == numbers(before)
     assert not computed(outcome)
 
 
-def test_another_seed_keeps_experts_and_merges_that_draw_nothing(small: list[str], folder: Path):
+def test_another_seed_keeps_experts_and_merges_that_draw_nothing(language_job: list[str], folder: Path):
     arguments = ["merge_method=twin", "sparsifier.rank=24", "seed=1", "experts.seed=0"]
-    result, outcome = one(small, folder, "seed", *arguments)
+    result, outcome = one(language_job, folder, "seed", *arguments)
     assert computed(outcome) == {"router", "answer", "marks", "result"}
     assert result["seed"] == 1
 
 
-def test_a_sweep_that_is_done_is_resumed_without_work(small: list[str], folder: Path):
+def test_a_sweep_that_is_done_is_resumed_without_work(language_job: list[str], folder: Path):
     arguments = [f"merge_method={METHODS}", "sparsifier.rank=24", "hydra.sweep.dir=sweep", "sweep.resume=true"]
-    outcome = succeed("-m", *small, *arguments, folder=folder)
+    outcome = succeed("-m", *language_job, *arguments, folder=folder)
     assert "6 of 6 jobs are done already" in outcome.text
 
 
-def test_what_a_cache_lacks_is_made_again_as_it_was(small: list[str], folder: Path, tmp_path: Path):
+def test_what_a_cache_lacks_is_made_again_as_it_was(language_job: list[str], folder: Path, tmp_path: Path):
     cache = tmp_path / "cache"
     shutil.copytree(folder / "outputs/cache", cache)
     for name in ("merge", "exclusive", "answer", "marks", "result"):
         shutil.rmtree(cache / name)
     arguments = ["merge_method=twin", "sparsifier.rank=24", f"paths.cache={cache}"]
-    result, outcome = one(small, tmp_path, "on", *arguments)
+    result, outcome = one(language_job, tmp_path, "on", *arguments)
     assert computed(outcome) == {"merge", "exclusive", "answer", "marks", "result"}
     before = results(folder / "sweep")["twin", "none"]
     assert lasting(result)["tasks"] == before["tasks"]
     assert result["provenance"]["checkpoints"] == before["provenance"]["checkpoints"]
 
 
-def test_killed_fine_tuning_goes_on_from_its_checkpoint(small: list[str], folder: Path, tmp_path: Path):
-    arguments = [*small, "merge_method=finetuned", "tasks.names=[xsum]"]
+def test_killed_fine_tuning_goes_on_from_its_checkpoint(language_job: list[str], folder: Path, tmp_path: Path):
+    arguments = [*language_job, "merge_method=finetuned", "tasks.names=[xsum]"]
     process = start(*arguments, "hydra.run.dir=killed", folder=tmp_path)
     unfinished = tmp_path / "outputs/cache/unfinished"
     assert wait_until(lambda: any(unfinished.glob("expert-*/checkpoint-*/complete")), process), finish(process).text
@@ -186,32 +168,37 @@ def test_killed_fine_tuning_goes_on_from_its_checkpoint(small: list[str], folder
     assert own.read_bytes() == whole.read_bytes()
 
 
-def test_a_true_route_and_all_ranks_are_the_experts(small: list[str], folder: Path):
+def test_a_true_route_and_all_ranks_are_the_experts(language_job: list[str], folder: Path):
     arguments = ["merge_method=twin", "router=oracle", "inference=group_wise", "inference.groups=2"]
-    kept = [argument for argument in small if not argument.startswith("router.")]
+    kept = [argument for argument in language_job if not argument.startswith("router.")]
     for sparsifier in (["sparsifier=none"], ["sparsifier.rank=24"]):  # dense matrices, and factors
         name = "_".join(sparsifier).replace("=", "_")
         result, _ = one(kept, folder, f"oracle_{name}", *arguments, *sparsifier)
         assert scores(result) == dict.fromkeys(tiny_exams.TASKS, 100)
 
 
-def test_an_svd_of_dense_matrices_is_that_of_the_factors(small: list[str], folder: Path):
+def test_an_svd_of_dense_matrices_is_that_of_the_factors(language_job: list[str], folder: Path):
     """On a shared expert that is not linear, and on one that is, with a rank that only the spectrum tells."""
     arguments = ["merge_method=twin", "merge_method@merge_method.shared=ties", "sparsifier.rank=8"]
-    result, outcome = one(small, folder, "ties", *arguments)
+    result, outcome = one(language_job, folder, "ties", *arguments)
     assert "basis" in computed(outcome)
     assert result["average_normalized"] > 60
-    result, _ = one(small, folder, "energy", "merge_method=twin", "sparsifier.energy=0.999")
+    result, _ = one(language_job, folder, "energy", "merge_method=twin", "sparsifier.energy=0.999")
     assert result["average_normalized"] > 90
 
 
-def test_experts_that_others_trained_and_tasks_without_an_expert(small: list[str], folder: Path):
+def test_experts_that_others_trained_and_tasks_without_an_expert(language_job: list[str], folder: Path):
     adapters = {name: stage_folder(folder, "expert", name) for name in tiny_exams.TASKS}
     for place in adapters.values():
         assert {path.name for path in place.iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
     sources = "{" + ", ".join(f"{name}: '{place}'" for name, place in adapters.items()) + "}"
     result, _ = one(
-        small, folder, "imported", "merge_method=task_arithmetic", f"experts.sources={sources}", "tasks.unseen=[xsum]"
+        language_job,
+        folder,
+        "imported",
+        "merge_method=task_arithmetic",
+        f"experts.sources={sources}",
+        "tasks.unseen=[xsum]",
     )
     assert result["tasks"]["xsum"]["unseen"] == "expert"
     assert result["average_raw"] == pytest.approx(sum(scores(result, "raw")[name] for name in ("mmlu", "gsm8k")) / 2)
@@ -220,19 +207,19 @@ def test_experts_that_others_trained_and_tasks_without_an_expert(small: list[str
     assert scores(result, "reference") == scores(own, "raw")
 
 
-def test_whole_models_merge_too(small: list[str], folder: Path, base: Path):
+def test_whole_models_merge_too(language_job: list[str], folder: Path, language_base: Path):
     arguments = ["merge_method=weight_averaging", "finetune=causal_full", "tasks.names=[mmlu,xsum]", "finetune.lr=2e-3"]
-    kept = [argument for argument in small if not argument.startswith(("finetune", "tasks.names"))]
+    kept = [argument for argument in language_job if not argument.startswith(("finetune", "tasks.names"))]
     result, _ = one(kept, folder, "full", *arguments, "finetune.epochs=2", "finetune.batch_size=8")
     assert result["costs"]["stored"]["encoder"]["bytes"] > 0
     assert set(result["tasks"]) == {"mmlu", "xsum"}
 
 
-def test_several_processes_train_what_one_does(small, folder, tmp_path):
+def test_several_processes_train_what_one_does(language_job, folder, tmp_path):
     file = tmp_path / "accelerate.yaml"
     file.write_text("{distributed_type: MULTI_CPU, num_processes: 2, use_cpu: true}")
     settings = ["tasks.names=[mmlu]", "merge_method=finetuned", "finetune.micro_batch=4", f"finetune.accelerate={file}"]
-    given = [argument for argument in small if not argument.startswith("tasks.names")]
+    given = [argument for argument in language_job if not argument.startswith("tasks.names")]
     succeed(*given, *settings, f"paths.cache={tmp_path / 'cache'}", "hydra.run.dir=several", folder=tmp_path)
     alone = results(folder / "sweep")["finetuned", "none"]
     assert scores(results(tmp_path / "several")["finetuned", "none"], "raw")["mmlu"] == scores(alone, "raw")["mmlu"]
@@ -240,8 +227,8 @@ def test_several_processes_train_what_one_does(small, folder, tmp_path):
             folder=tmp_path, says=["finetune.accelerate", "no such file"])  # fmt: skip
 
 
-def test_joint_training_takes_the_experts_rows_and_stores_one_adapter(small, folder, tmp_path):
-    result, outcome = one(small, folder, "joint", "merge_method=multitask")
+def test_joint_training_takes_the_experts_rows_and_stores_one_adapter(language_job, folder, tmp_path):
+    result, outcome = one(language_job, folder, "joint", "merge_method=multitask")
     assert "multitask" in computed(outcome)
     before = {method: result for (method, _), result in results(folder / "sweep").items()}
     assert scores(result).keys() == scores(before["finetuned"]).keys()
@@ -253,17 +240,17 @@ def test_joint_training_takes_the_experts_rows_and_stores_one_adapter(small, fol
     assert 0 < 3 * own == stored["finetuned"]["parameters"] - stored["pretrained"]["parameters"]
     assert [choice["what"] for choice in result["choices"]].count("epoch of all tasks") == 1
     assert "expert all tasks" in result["provenance"]["checkpoints"]
-    left_out, _ = one(small, folder, "left_out", "merge_method=multitask", "tasks.unseen=[xsum]")
+    left_out, _ = one(language_job, folder, "left_out", "merge_method=multitask", "tasks.unseen=[xsum]")
     assert left_out["tasks"]["xsum"]["unseen"] == "expert"
     assert left_out["costs"]["training_tokens"]["multitask"] < tokens["multitask"]
 
 
 @pytest.mark.parametrize("inference", ["exact", "group_wise"])
-def test_answers_are_timed_beside_those_of_one_model(inference, small, folder, tmp_path):
+def test_answers_are_timed_beside_those_of_one_model(inference, language_job, folder, tmp_path):
     twin = ["merge_method=twin", "sparsifier.rank=24", f"inference={inference}", "evaluation.timing=4"]
     found = {}
     for name, arguments in (("static", ["merge_method=ties", "evaluation.timing=4"]), ("twin", twin)):
-        result, outcome = one(small, folder, f"timed_{inference}/{name}", *arguments)
+        result, outcome = one(language_job, folder, f"timed_{inference}/{name}", *arguments)
         found[name] = result["inference"]
         assert found[name]["machine"] in " ".join(outcome.text.split())
     for record in found.values():
@@ -271,13 +258,15 @@ def test_answers_are_timed_beside_those_of_one_model(inference, small, folder, t
         assert record["new_tokens"] >= record["rows"]
         assert record["ratio"] == pytest.approx(record["seconds_per_1000"] / record["static_seconds_per_1000"])
     assert found["static"]["ratio"] == 1
-    _, again = one(small, folder, f"timed_{inference}/pretrained", "merge_method=pretrained", "evaluation.timing=4")
+    _, again = one(
+        language_job, folder, f"timed_{inference}/pretrained", "merge_method=pretrained", "evaluation.timing=4"
+    )
     assert "timing" not in computed(again)  # whichever weights one model has
 
 
-def test_each_task_may_have_layers_of_its_own(small, folder, tmp_path):
+def test_each_task_may_have_layers_of_its_own(language_job, folder, tmp_path):
     own = "finetune.task_targets={mmlu: .*up_proj, gsm8k: .*down_proj}"
-    result, outcome = one(small, folder, "own_layers", "merge_method=task_arithmetic", own)
+    result, outcome = one(language_job, folder, "own_layers", "merge_method=task_arithmetic", own)
     assert computed(outcome) >= {"expert", "merge"}
     trained = [line for line in outcome.lines("computed in") if line.split()[0] == "expert"]
     assert [line.split()[1] for line in trained] == ["mmlu", "gsm8k"]  # xsum's as before
@@ -293,7 +282,7 @@ def test_each_task_may_have_layers_of_its_own(small, folder, tmp_path):
     assert {("mmlu", ("up_proj",)), ("gsm8k", ("down_proj",))} <= set(touched)
     assert result["average_normalized"] > 0
     refused(
-        *small,
+        *language_job,
         "finetune.task_targets={mmlux: .*up_proj}",
         folder=folder,
         says=["finetune.task_targets", "mmlux", "mmlu"],

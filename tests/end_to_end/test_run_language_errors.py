@@ -7,29 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny_exams
 import torch
-from backbones.tiny_language import save_language
 from commands import refused, results, run, succeed
 from peft import LoraConfig, get_peft_model
 from test_run_full_disk import check_that_nothing_is_lost
 from transformers import AutoModelForCausalLM, LlamaConfig
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny language model."""
-    return save_language(tmp_path_factory.mktemp("base"), context=1024, words=tiny_exams.WORDS)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_exams.save_exams(tmp_path_factory.mktemp("exams"))
-
-
-@pytest.fixture(scope="module")
-def small(base: Path, data: Path) -> list[str]:
-    return tiny_exams.job(base, data)
 
 
 def adapter(folder: Path, model) -> Path:
@@ -56,49 +38,53 @@ def adapter(folder: Path, model) -> Path:
         (["finetune.targets='(q_proj'"], ["finetune.targets", "regular expression"]),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_told_before_work(small: list[str], tmp_path: Path, arguments: list[str], says: list[str]):
-    outcome = refused(*small, *arguments, folder=tmp_path, says=says)
+def test_what_does_not_fit_is_told_before_work(
+    language_job: list[str], tmp_path: Path, arguments: list[str], says: list[str]
+):
+    outcome = refused(*language_job, *arguments, folder=tmp_path, says=says)
     assert not outcome.lines("  expert ")
 
 
-def test_an_adapter_that_does_not_fit_is_named(small: list[str], base: Path, tmp_path: Path):
-    place = adapter(tmp_path / "adapter", AutoModelForCausalLM.from_pretrained(base))
+def test_an_adapter_that_does_not_fit_is_named(language_job: list[str], language_base: Path, tmp_path: Path):
+    place = adapter(tmp_path / "adapter", AutoModelForCausalLM.from_pretrained(language_base))
     config = json.loads((place / "adapter_config.json").read_text())
     (place / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
-    wider = LlamaConfig(**{**LlamaConfig.from_pretrained(base).to_dict(), "hidden_size": 48})
+    wider = LlamaConfig(**{**LlamaConfig.from_pretrained(language_base).to_dict(), "hidden_size": 48})
     other = adapter(tmp_path / "other", AutoModelForCausalLM.from_config(wider))
     for folder, says in ((place, "use_dora"), (other, "does not fit the base")):
         arguments = ["merge_method=task_arithmetic", f"experts.sources={{mmlu: '{folder}'}}"]
-        outcome = refused(*small, *arguments, folder=tmp_path, says=[says, str(folder)])
+        outcome = refused(*language_job, *arguments, folder=tmp_path, says=[says, str(folder)])
         assert not outcome.lines("fine-tune")
-    outcome = run(*small, "merge_method=task_arithmetic", "experts.sources={mmlu: /nowhere/at/all}", folder=tmp_path)
+    outcome = run(
+        *language_job, "merge_method=task_arithmetic", "experts.sources={mmlu: /nowhere/at/all}", folder=tmp_path
+    )
     assert outcome.code == 2
     assert "experts.sources.mmlu" in outcome.text
 
 
-def test_a_model_with_code_of_its_own_is_refused_before_any_work(small, base, tmp_path):
-    foreign = shutil.copytree(base, tmp_path / "foreign")
+def test_a_model_with_code_of_its_own_is_refused_before_any_work(language_job, language_base, tmp_path):
+    foreign = shutil.copytree(language_base, tmp_path / "foreign")
     config = json.loads((foreign / "config.json").read_text())
     (foreign / "config.json").write_text(json.dumps(config | {"model_type": "qwen", "auto_map": {"AutoConfig": "x.Y"}}))
     says = ["backbone.trust_remote_code", "qwen2_5_14b"]
-    refused(*small, f"backbone.pretrained={foreign}", folder=tmp_path, says=says)
+    refused(*language_job, f"backbone.pretrained={foreign}", folder=tmp_path, says=says)
 
 
-def test_a_budget_that_whole_models_do_not_fit_is_refused_before_any_expert(small, tmp_path):
-    own = [argument for argument in small if not argument.startswith("finetune")]
+def test_a_budget_that_whole_models_do_not_fit_is_refused_before_any_expert(language_job, tmp_path):
+    own = [argument for argument in language_job if not argument.startswith("finetune")]
     tiny_budget = ["finetune=causal_full", "merge_method=twin", "sparsifier.rank=null", "sparsifier.budget=1000"]
     outcome = refused(*own, *tiny_budget, folder=tmp_path, says=["sparsifier.budget", "at least"])
     assert not outcome.lines("fine-tune")
 
 
 @pytest.mark.parametrize("judge", ["native", "helm"])
-def test_a_model_that_says_nothing_is_wrong_everywhere_and_a_result(small, base, tmp_path, judge):
-    silent = shutil.copytree(base, tmp_path / "silent")
+def test_a_model_that_says_nothing_is_wrong_everywhere_and_a_result(language_job, language_base, tmp_path, judge):
+    silent = shutil.copytree(language_base, tmp_path / "silent")
     model = AutoModelForCausalLM.from_pretrained(silent)
     with torch.no_grad():
         model.lm_head.weight.zero_()  # of equal tokens the first is taken, which ends a text
     model.save_pretrained(silent)
-    given = [argument for argument in small if not argument.startswith("tasks.names")]
+    given = [argument for argument in language_job if not argument.startswith("tasks.names")]
     settings = [f"backbone.pretrained={silent}", "tasks.names=[mmlu,gsm8k]", f"evaluation={judge}", "finetune.epochs=1"]
     succeed(*given, *settings, "merge_method=pretrained", "hydra.run.dir=said", folder=tmp_path)
     found = results(tmp_path / "said")["pretrained", "none"]
@@ -107,5 +93,5 @@ def test_a_model_that_says_nothing_is_wrong_everywhere_and_a_result(small, base,
     assert {text for parts in json.loads(answers.read_text()).values() for texts in parts for text in texts} == {""}
 
 
-def test_a_disk_that_fills_up_in_the_middle_loses_no_expert(small: list[str], tmp_path: Path):
-    check_that_nothing_is_lost(small, tmp_path, "none")
+def test_a_disk_that_fills_up_in_the_middle_loses_no_expert(language_job: list[str], tmp_path: Path):
+    check_that_nothing_is_lost(language_job, tmp_path, "none")
