@@ -24,6 +24,7 @@ from twin_merging.backbones.features import token_state
 from twin_merging.backbones.loading import check_loaded, load_model, load_tokenizer
 from twin_merging.config import CausalLM
 from twin_merging.errors import UserError
+from twin_merging.experts.processes import is_spread
 from twin_merging.progress import Progress, progress
 from twin_merging.tasks.generation import Request
 
@@ -74,7 +75,9 @@ class CausalLMBackbone:
             AutoModelForCausalLM, source, self.options.trust_remote_code, **{"dtype": dtype, **placed, **settings}
         )
         check_loaded(model, report, source, model.state_dict())
-        return model if "device_map" in {**placed, **settings} else model.to(self.device)
+        if "device_map" in {**placed, **settings} or (training and is_spread()):
+            return model  # one that is spread moves piece by piece: no device holds all of it
+        return model.to(self.device)
 
     def model_with(self, weights: Mapping[str, Tensor]) -> PreTrainedModel:
         """A model of θ₀'s architecture with these weights in place of its own, of all parameters or of some.

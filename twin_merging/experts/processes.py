@@ -29,6 +29,11 @@ def count() -> int:
     return int(os.environ.get(WORLD, "1"))
 
 
+def is_spread() -> bool:
+    """Whether the model that learns is going to be spread over processes, by FSDP or DeepSpeed."""
+    return any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED"))
+
+
 def is_first() -> bool:
     """Whether this process writes what they all have learned."""
     return os.environ.get(RANK, "0") == "0"
