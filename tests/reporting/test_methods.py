@@ -41,6 +41,18 @@ def test_where_files_go_does_not_make_another_method():
     assert len(join_seeds(jobs)) == 1
 
 
+def test_a_sweep_of_ranks_repeats_what_compresses_nothing():
+    jobs = [
+        make_result(
+            label, provenance={"config": {"sparsifier": {"rank": rank}}, "overrides": [f"sparsifier.rank={rank}"]},
+        )
+        for label in ("ties", "twin (svd)") for rank in (1, 16)
+    ]  # fmt: skip
+    methods = join_seeds(jobs)
+    expected = [("ties", 1), ("twin (svd) [sparsifier.rank=1]", 0), ("twin (svd) [sparsifier.rank=16]", 0)]
+    assert [(method.label, method.repeats) for method in methods] == expected
+
+
 def test_methods_that_nothing_tells_apart_are_numbered():
     jobs = [make_result(provenance={"config": {"rank": rank}, "overrides": []}) for rank in (1, 2)]
     assert [method.label for method in join_seeds(jobs)] == ["twin (svd rank 16)", "twin (svd rank 16) #2"]

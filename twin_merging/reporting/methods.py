@@ -100,9 +100,15 @@ def task_metrics(results: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 def _identity(result: dict[str, Any]) -> str:
     config = result["provenance"].get("config") or {}
+    unread = _unread(result)
     parts = [result[key] for key in ("exp", "suite", "backbone", "merge_method", "label", "heads")]
-    parts += [sorted(result["tasks"]), {key: value for key, value in config.items() if key not in IRRELEVANT}]
+    parts += [sorted(result["tasks"]), {key: value for key, value in config.items() if key not in unread}]
     return json.dumps(parts, sort_keys=True)
+
+
+def _unread(result: dict[str, Any]) -> set[str]:
+    """What a job's result does not depend on: a sweep over ranks repeats the jobs that compress nothing."""
+    return {*IRRELEVANT, *(() if result["merge_method"] == "twin" else ("sparsifier",))}
 
 
 def _tell_apart(methods: list[Method]) -> list[Method]:
@@ -126,5 +132,6 @@ def _numbered(label: str, number: int) -> str:
 
 
 def _overrides(method: Method) -> set[str]:
+    unread = _unread(method.results[0])
     everywhere = {item for result in method.results for item in result["provenance"].get("overrides") or ()}
-    return {item for item in everywhere if item.lstrip("+").split("=")[0].split(".")[0] not in IRRELEVANT}
+    return {item for item in everywhere if item.lstrip("+").split("=")[0].split(".")[0] not in unread}
