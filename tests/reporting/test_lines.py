@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from synthetic import make_result
 
 from twin_merging.reporting.figures import sweep_lines
-from twin_merging.reporting.lines import lines_by_key
+from twin_merging.reporting.lines import draw_lines, lines_by_key
 
 
 def job(method: str, rank: int, seed: int = 0, heads: str = "oracle", average: float = 90.0, **more):
@@ -49,6 +50,14 @@ def test_two_numbers_make_a_chart_each_and_tell_the_lines_apart():
         "twin (sparsifier.rank=1)",
         "twin (sparsifier.rank=16)",
     ]
+
+
+def test_no_two_of_many_lines_look_alike():
+    results = [job(f"method{number}", rank, average=number) for number in range(12) for rank in (1, 16)]
+    figure = Figure()
+    draw_lines(figure, "sparsifier.rank", lines_by_key(results)["sparsifier.rank"], None)
+    drawn = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2 and line.get_marker() != "None"]
+    assert len(drawn) == len({(line.get_color(), line.get_marker()) for line in drawn}) == 12
 
 
 def test_what_is_no_sweep_over_a_number_has_no_line(tmp_path: Path):

@@ -52,8 +52,7 @@ def draw_lines(figure: Figure, key: str, lines: Sequence[Line], warning: str | N
     axes = figure.add_axes((0, 0, 1, 1))
     labels = list(dict.fromkeys(line.label for line in lines))
     for line in lines:
-        number = labels.index(line.label)
-        _draw(axes, line, COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
+        _draw(axes, line, *_look(labels.index(line.label)))
     _scale(axes, sorted({value for line in lines for value, _ in line.points}))
     axes.axhline(100, color="black", linestyle=(0, (1, 2)), linewidth=1, label="finetuned experts", zorder=1)
     spread = any(point.half_width is not None for line in lines for _, point in line.points)
@@ -65,6 +64,11 @@ def draw_lines(figure: Figure, key: str, lines: Sequence[Line], warning: str | N
         above = (0.5, 1.0), (0, 6)
         axes.annotate(warning, *above, xycoords="axes fraction", textcoords="offset points", ha="center", **WARNING)
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, borderaxespad=0)
+
+
+def _look(number: int) -> tuple[str, str]:
+    """Colour and marker: where colours begin again, markers have moved on by one, so that no two lines look alike."""
+    return COLOURS[number % len(COLOURS)], MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
 
 
 def _draw(axes: Axes, line: Line, colour: str, marker: str) -> None:
