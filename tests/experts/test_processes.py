@@ -14,7 +14,7 @@ from test_completions import HELD_OUT, TRAIN
 from twin_merging.config import CausalFineTuning, CausalLora
 from twin_merging.errors import UserError
 from twin_merging.experts.completions import causal_fine_tuning, causal_lora
-from twin_merging.experts.processes import check_file, in_processes
+from twin_merging.experts.processes import check_file, count, in_processes, is_first, is_spread
 
 COMMON = {"epochs": 2, "lr": 2e-2, "batch_size": 8, "micro_batch": 2}
 LORA = CausalLora(**COMMON, rank=4, alpha=8, targets=r".*\.(q_proj|up_proj)", dropout=0.0)
@@ -61,6 +61,14 @@ def test_they_learn_what_one_process_learns(backbone, tmp_path, monkeypatch, kin
     records = [json.loads((folder / "expert.json").read_text()) for folder in (one, many)]
     scores = [list(record["choice"]["scores"].values()) for record in records]
     torch.testing.assert_close(torch.tensor(scores[0]), torch.tensor(scores[1]), rtol=1e-3, atol=1e-3)
+
+
+def test_ranks_that_a_cluster_sets_are_not_taken_for_ours(monkeypatch):
+    for name, value in {"WORLD_SIZE": "4", "RANK": "3", "ACCELERATE_USE_FSDP": "true"}.items():
+        monkeypatch.setenv(name, value)
+    assert (count(), is_first(), is_spread()) == (1, True, False)
+    monkeypatch.setenv("TWIN_PROCESSES", "1")
+    assert (count(), is_first(), is_spread()) == (4, False, True)
 
 
 def test_a_step_of_no_whole_micro_batches_is_refused_in_the_users_words(backbone, tmp_path, capfd):

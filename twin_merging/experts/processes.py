@@ -21,22 +21,27 @@ if TYPE_CHECKING:
     from twin_merging.tasks.generation import Example
 
 JOB, WORLD, RANK, LOCAL_RANK = "job.json", "WORLD_SIZE", "RANK", "LOCAL_RANK"
+OURS = (
+    "TWIN_PROCESSES"  # set where this module has launched: a cluster may set ranks of its own for a run of one process
+)
 DIES_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
 def count() -> int:
     """How many processes train together."""
-    return int(os.environ.get(WORLD, "1"))
+    return int(os.environ.get(WORLD, "1")) if OURS in os.environ else 1
 
 
 def is_spread() -> bool:
     """Whether the model that learns is going to be spread over processes, by FSDP or DeepSpeed."""
-    return any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED"))
+    return OURS in os.environ and any(
+        os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED")
+    )
 
 
 def is_first() -> bool:
     """Whether this process writes what they all have learned."""
-    return os.environ.get(RANK, "0") == "0"
+    return OURS not in os.environ or os.environ.get(RANK, "0") == "0"
 
 
 def in_processes(
@@ -61,7 +66,7 @@ def in_processes(
     launcher, more = _launcher(options.accelerate, backbone.device.type)
     process = subprocess.run(
         [sys.executable, "-m", *launcher, "-m", __name__, str(scratch / JOB)], preexec_fn=_die_with_parent, check=False,
-        env={**_environment(), **more},
+        env={**_environment(), **more, OURS: "1"},
     )  # fmt: skip
     if process.returncode:
         raise UserError(
