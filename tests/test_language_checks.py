@@ -60,8 +60,6 @@ def test_a_shared_expert_that_needs_data():
 @pytest.mark.parametrize(
     ("overrides", "key"),
     [
-        (["merge_method=task_arithmetic", "merge_method.grid=[0.2,0.4]"], "merge_method.grid"),
-        (["merge_method=twin", "merge_method.shared.grid=[0.2]"], "merge_method.shared.grid"),
         (["router=tfidf"], "router.name"),
         (["router.token=first"], "router.token"),
         (["router=mlp_early", "inference.lower=shared"], "inference.lower"),

@@ -86,11 +86,6 @@ def _check_method(key: str, method: Any) -> None:
             "this method needs data or heads that a language model's tasks do not give it", key=f"{key}.name",
             found=method.name, expected="one of " + ", ".join(usable),
         )  # fmt: skip
-    if getattr(method, "grid", None):
-        raise UserError(
-            "nothing is chosen from a grid for a language model", key=f"{key}.grid", found=method.grid,
-            expected=f"null, with one value in {key}.{getattr(method, 'grid_of', 'scaling')}",
-        )  # fmt: skip
 
 
 def _is_usable(options: Any) -> bool:

@@ -123,7 +123,7 @@ class CausalLMBackbone:
         ends = self._ends(model) if ends is None else ends
         rows = [Row(request, self.tokenizer, ends, seed) for request in requests]
         order = _order(requests, ids)
-        with progress(label, len(rows), "rows") as bar, self._answering(model):
+        with progress(label, len(rows), "rows") as bar, self.answering(model):
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
                 given = None if weights is None else weights[batch]
@@ -146,7 +146,7 @@ class CausalLMBackbone:
         order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
         body: Any = language_model(model).base_model
         parts: list[Tensor] = []
-        with progress(label, len(ids), "rows") as bar, self._answering(model):
+        with progress(label, len(ids), "rows") as bar, self.answering(model):
             for start in range(0, len(order), batch_size):
                 batch = self._pad([ids[row] for row in order[start : start + batch_size]], "right", body.device)
                 if layer == -1:
@@ -206,7 +206,7 @@ class CausalLMBackbone:
         return {int(token) for token in (*named, self.tokenizer.eos_token_id) if token is not None}
 
     @contextmanager
-    def _answering(self, model: nn.Module) -> Iterator[None]:
+    def answering(self, model: nn.Module) -> Iterator[None]:
         """Evaluate a model, which goes back to training if it was."""
         training = model.training
         model.eval()

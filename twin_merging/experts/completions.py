@@ -24,6 +24,7 @@ from twin_merging.evaluation.selection import record
 from twin_merging.experts.fine_tuning import fit
 from twin_merging.experts.lora import adapt
 from twin_merging.experts.processes import count, is_first
+from twin_merging.progress import progress
 from twin_merging.tasks.base import VALIDATION
 from twin_merging.tasks.generation import Example
 
@@ -186,6 +187,29 @@ def fingerprint(examples: Sequence[Example]) -> str:
     for example in examples:
         digest.update(json.dumps([example.prompt, example.completion]).encode() + b"\n")
     return digest.hexdigest()
+
+
+@torch.inference_mode()
+def log_likelihood(backbone: CausalLMBackbone, model: Any, rows: Sequence[Row], batch_size: int, label: str) -> float:
+    """Nats a token, of all rows' labels together: what training chooses its epoch by.
+
+    Args:
+        model: a plain one, under θ of any kind.
+        rows: as of ``labelled``.
+        label: of the progress.
+    """
+    order, total = sorted(rows, key=lambda row: -len(row["input_ids"])), torch.zeros(2)
+    trimmed = {"logits_to_keep", "position_ids"} <= set(inspect.signature(model.forward).parameters)
+    with progress(label, len(order), "rows") as bar, backbone.answering(model):
+        for start in range(0, len(order), batch_size):
+            batch = {
+                name: value.to(model.device) if isinstance(value, Tensor) else value
+                for name, value in padded(order[start : start + batch_size], trimmed).items()
+            }
+            labels = batch.pop("labels")
+            total += losses(model(**batch, use_cache=False).logits, labels).sum(0).cpu()
+            bar.advance(len(labels))
+    return -float(total[0] / total[1])
 
 
 def _score(prediction: Any) -> dict[str, float]:

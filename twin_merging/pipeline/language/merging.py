@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,8 @@ from twin_merging.merging.twin import exclusive_knowledge
 from twin_merging.parameters import select
 from twin_merging.parts import Parts
 from twin_merging.pipeline.exclusive import write_basis, write_exclusive
-from twin_merging.pipeline.language.read import MERGED, layout_of, shared_changes
+from twin_merging.pipeline.language.grid import merged_by_grid
+from twin_merging.pipeline.language.read import CHOICES, MERGED, changes_in, layout_of, shared_changes
 from twin_merging.sparsifiers.storage import room
 from twin_merging.sparsifiers.stored import tensors_of
 from twin_merging.standalone.adapter_output import obstacle, write_adapter
@@ -38,10 +40,24 @@ def merged(stages: LanguageStages, method: Any, folder: Path, scratch: Path) -> 
     Where the method is linear, those of adapters are an adapter: no matrix is made. Otherwise the method sees all that merges, as
     thresholds over whole task vectors count what does not change too.
     """
-    found, parts = layout_of(stages), Parts(scratch / "parts")
+    found, choices = layout_of(stages), []
+
+    def merge(options: Any, place: Path) -> Mapping[str, Tensor]:
+        _merge(stages, options, found, place, scratch)
+        return changes_in(stages, place)
+
+    if getattr(method, "grid", None):
+        choices.append(merged_by_grid(stages, method, merge, folder, scratch))
+    else:
+        merge(method, folder)
+    (folder / CHOICES).write_text(json.dumps(choices))
+
+
+def _merge(stages: LanguageStages, method: Any, found: Layout, folder: Path, scratch: Path) -> None:
     if obstacle(method, found) is None:
         write_adapter(MergeOptions(base=stages.run.backbone.pretrained), method, found, folder)
         return
+    parts = Parts(scratch / f"parts of {folder.name}")
     stack = Stack(found.base, found.experts, found.selected)
     names = parts.missing(found.changed)
     pieces = Pieces(parts, {name: stack.base[name] for name in names})

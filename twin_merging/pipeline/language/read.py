@@ -26,7 +26,7 @@ from twin_merging.tasks.generation import Example
 if TYPE_CHECKING:
     from twin_merging.pipeline.language.stages import LanguageStages
 
-EXAM, PROVENANCE, MERGED = "exam.json", "provenance.json", "merged.safetensors"
+EXAM, PROVENANCE, MERGED, CHOICES = "exam.json", "provenance.json", "merged.safetensors", "choices.json"
 LEARNED = {TRAIN: "train.json", VALIDATION: "validation.json"}
 
 
@@ -101,12 +101,14 @@ def shared_changes(stages: LanguageStages) -> Mapping[str, Tensor]:
     """The tensors in which the shared model, or a static method's, differs from θ₀; read, or made, when they are asked for."""
     if stages.shared is stages.base:
         return {}
-    artefact = stages.get(stages.shared)
-    if ADAPTER_WEIGHTS not in artefact.files:
-        return Checkpoint(artefact.path(MERGED))
-    return Adapter(
-        MappedCheckpoint(backbone_of(stages).folder), Source("merged", "merged", artefact.folder, {})
-    ).changed
+    return changes_in(stages, stages.get(stages.shared).folder)
+
+
+def changes_in(stages: LanguageStages, folder: Path) -> Mapping[str, Tensor]:
+    """The same of a folder that a merge was written to: tensors, or an adapter."""
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        return Checkpoint(folder / MERGED)
+    return Adapter(MappedCheckpoint(backbone_of(stages).folder), Source("merged", "merged", folder, {})).changed
 
 
 def answering_size(stages: LanguageStages) -> int:

@@ -12,7 +12,7 @@ from twin_merging.evaluation.scoring import averages, normalized
 from twin_merging.pipeline.cache import Artefact
 from twin_merging.pipeline.costs import making, size_of
 from twin_merging.pipeline.language.answers import TWIN, marks_of
-from twin_merging.pipeline.language.read import exams_of, provenance_of
+from twin_merging.pipeline.language.read import CHOICES, exams_of, provenance_of
 from twin_merging.pipeline.language.routing import ROUTER, router_tokens, weights_of
 from twin_merging.pipeline.result import routing_record, spent_stages
 from twin_merging.pipeline.stage import Stage
@@ -115,6 +115,8 @@ def _choices(stages: LanguageStages) -> list[dict[str, Any]]:
     """Every choice that went into the result, with the split and the scores it was made on."""
     records = [stages.get(stage).json("expert.json") for stage in _learned(stages)]
     choices = [record["choice"] for record in records if "choice" in record]
+    if stages.shared is not stages.base:
+        choices += stages.get(stages.shared).json(CHOICES)
     return choices + (stages.get(stages.router).json("router.json")["choices"] if stages.trains_router else [])
 
 

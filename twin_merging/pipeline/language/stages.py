@@ -120,12 +120,15 @@ class LanguageStages(Graph):
         if self.is_ensemble or self.is_joint or method.name == "pretrained":
             return self.base
         component = merge_methods[method.name]
-        kept = replace(method, grid=None) if hasattr(method, "grid") else method
-        options: dict[str, Any] = {"method": to_plain(kept), "code": component.code_hash(), **self._merging}
+        options: dict[str, Any] = {"method": to_plain(method), "code": component.code_hash(), **self._merging}
+        inputs: tuple[Stage, ...] = (self.base, *self.experts)
+        if getattr(method, "grid", None):
+            options |= {**self._computing, "max_length": self.run.finetune.max_length}
+            inputs = (*inputs, *map(self.learned, self.names))
         if can_draw(component.load()):
             options["seed"] = self.run.seed
         load = by("language.merging", "merged", self, method)
-        return Stage("merge", method.name, options, (self.base, *self.experts), load, version=2)
+        return Stage("merge", method.name, options, inputs, load, version=3)
 
     @cached_property
     def exclusive(self) -> Stage:
