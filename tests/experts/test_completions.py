@@ -105,7 +105,7 @@ def test_a_long_row_loses_the_beginning_of_its_prompt(backbone, caplog):
 
 def test_the_score_is_of_all_tokens_alike_and_the_best_epoch_is_kept(backbone, tmp_path):
     model = backbone.load(training=True)
-    history = train_completions(backbone, model, "next", TRAIN, HELD_OUT, FULL, 0, tmp_path)
+    history, _ = train_completions(backbone, model, "next", TRAIN, HELD_OUT, FULL, 0, tmp_path)
     choice = history["choice"]
     assert (choice["split"], choice["rows"], choice["what"]) == ("validation", 13, "epoch of next")
     assert list(choice["scores"]) == ["1", "2"]
@@ -121,7 +121,7 @@ def test_an_epoch_that_is_worse_on_validation_rows_is_not_kept(backbone, tmp_pat
     other = [Example(row.prompt, "zyzyzyzy") for row in HELD_OUT]  # the more is learnt, the less of this
     model = backbone.load(training=True)
     options = CausalFineTuning(epochs=4, lr=1e-2, batch_size=8, scheduler="constant_with_warmup")
-    choice = train_completions(backbone, model, "next", TRAIN, other, options, 0, tmp_path)["choice"]
+    choice = train_completions(backbone, model, "next", TRAIN, other, options, 0, tmp_path)[0]["choice"]
     assert choice["chosen"] < 4
     assert choice["scores"]["4"] < max(choice["scores"].values()) - 0.1
     assert loss_of(model, backbone, other) == pytest.approx(-max(choice["scores"].values()), rel=1e-4)

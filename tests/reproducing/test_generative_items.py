@@ -83,7 +83,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     base = save_language(place / "base", context=1024, words=tiny_exams.WORDS)
     return [
         "--suite", "generative_smollm2", "--seeds", "0", f"backbone.pretrained={base}", f"paths.data={tiny_exams.save_exams(place / 'exams')}",
-        "tasks.names=[mmlu,gsm8k]", "tasks.train_rows=null", "finetune.lr=2e-2", "finetune.epochs=8", "finetune.max_length=512",
+        "tasks.names=[mmlu,gsm8k]", "tasks.train_rows=null", "tasks.parts=null", "tasks.learn=null", "finetune.lr=2e-2", "finetune.epochs=8", "finetune.max_length=512",
         "router.source=train", "precision=fp32", "device=cpu", "evaluation=native", f"paths.cache={place / 'cache'}",
     ]  # fmt: skip
 
