@@ -14,7 +14,7 @@ import torch
 from commands import Outcome, finish, lasting, numbers, refused, results, start, succeed, wait_until
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 METHODS = "pretrained,finetuned,weight_averaging,task_arithmetic,ties,twin"
 
@@ -213,75 +213,6 @@ def test_whole_models_merge_too(language_job: list[str], folder: Path, language_
     result, _ = one(kept, folder, "full", *arguments, "finetune.epochs=2", "finetune.batch_size=8")
     assert result["costs"]["stored"]["encoder"]["bytes"] > 0
     assert set(result["tasks"]) == {"mmlu", "xsum"}
-
-
-def test_a_grid_takes_the_scaling_of_the_likeliest_held_out_completions(language_job, language_base, folder):
-    for number, settings in enumerate((
-        ["merge_method=task_arithmetic", "merge_method.grid=[0.0,0.2,0.6]"],  # an adapter
-        ["merge_method=ties", "merge_method.grid=[0.1,0.7]"],
-        ["merge_method=twin", "merge_method.shared.grid=[0.0,0.2,0.6]"],
-    )):  # fmt: skip
-        result, outcome = one(language_job, folder, f"grid{number}", *settings)
-        (choice,) = (each for each in result["choices"] if each["what"] == "scaling")
-        assert ("merge" in computed(outcome)) == (number < 2)  # a twin shares its grid with the static method
-        assert (choice["split"], choice["rows"]) == (
-            "validation",
-            sum(each["used"]["validation"] for each in result["provenance"]["data"].values()),
-        )
-        if number:
-            continue
-        likely = {}
-        for value in (0.0, 0.2, 0.6):
-            model, scores_of_tasks = AutoModelForCausalLM.from_pretrained(language_base), []
-            state, total = model.state_dict(), {}
-            for name in tiny_exams.TASKS:
-                expert = PeftModel.from_pretrained(
-                    AutoModelForCausalLM.from_pretrained(language_base), stage_folder(folder, "expert", name)
-                )
-                for key, tensor in expert.merge_and_unload().state_dict().items():
-                    total[key] = total.get(key, 0) + tensor - state[key]
-            model.load_state_dict({key: tensor + value * total[key] for key, tensor in state.items()})
-            for name in tiny_exams.TASKS:
-                scores_of_tasks.append(-nats_a_token(model.double(), language_base, held_out(folder, name)))
-            likely[str(value)] = sum(scores_of_tasks) / len(scores_of_tasks)
-        assert choice["scores"] == pytest.approx(likely, rel=1e-4)
-        assert str(choice["chosen"]) == max(likely, key=lambda value: likely[value])
-
-
-def held_out(folder: Path, name: str) -> list[list[str]]:
-    """The validation rows of a task, as its experts' run has kept them."""
-    (kept,) = (
-        json.loads((path.parent / "validation.json").read_text())
-        for path in (folder / "outputs/cache/data").glob("*/manifest.json")
-        if json.loads(path.read_text())["label"] == f"{name}, to learn from"
-    )
-    return kept
-
-
-@torch.no_grad()
-def nats_a_token(model, base: Path, rows: list[list[str]]) -> float:
-    """The loss of completions and their ends, row by row."""
-    tokenizer, total, count = AutoTokenizer.from_pretrained(base), 0.0, 0
-    for prompt, completion in rows:
-        asked = tokenizer(prompt)["input_ids"]
-        answer = [*tokenizer(completion)["input_ids"], tokenizer.eos_token_id]
-        asked = asked[max(0, len(asked) + len(answer) - 512) :]
-        logits = model(torch.tensor([asked + answer])).logits[0, len(asked) - 1 : -1]
-        total -= float(logits.log_softmax(-1)[torch.arange(len(answer)), answer].sum())
-        count += len(answer)
-    return total / count
-
-
-def test_several_processes_train_what_one_does(language_job, folder, tmp_path):
-    file = tmp_path / "accelerate.yaml"
-    file.write_text("{distributed_type: MULTI_CPU, num_processes: 2, use_cpu: true}")
-    settings = ["tasks.names=[mmlu]", "merge_method=finetuned", "finetune.micro_batch=4", f"finetune.accelerate={file}"]
-    given = [argument for argument in language_job if not argument.startswith("tasks.names")]
-    succeed(*given, *settings, f"paths.cache={tmp_path / 'cache'}", "hydra.run.dir=several", folder=tmp_path)
-    alone = results(folder / "sweep")["finetuned", "none"]
-    assert scores(results(tmp_path / "several")["finetuned", "none"], "raw")["mmlu"] == scores(alone, "raw")["mmlu"]
-    refused(*given, *settings[:2], "finetune.accelerate=nowhere.yaml", f"paths.cache={tmp_path / 'other'}",
-            folder=tmp_path, says=["finetune.accelerate", "no such file"])  # fmt: skip
 
 
 def test_joint_training_takes_the_experts_rows_and_stores_one_adapter(language_job, folder, tmp_path):

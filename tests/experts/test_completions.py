@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+from copy import deepcopy
 from importlib.util import find_spec
 
 import pytest
 import torch
 from backbones.tiny_language import backbone_of, save_language
+from oracles.language import nats_a_token
 from peft import PeftModel
 from safetensors.torch import load_file
-from torch.nn import functional
 
 from twin_merging import assets
 from twin_merging.backbones.causal_lm import CausalLMBackbone
@@ -49,18 +50,8 @@ def backbone(tmp_path_factory) -> CausalLMBackbone:
     return backbone_of(save_language(tmp_path_factory.mktemp("llama")))
 
 
-@torch.no_grad()
 def loss_of(model, backbone: CausalLMBackbone, rows: list[Example]) -> float:
-    """Nats a token of the completions and their ends, row by row."""
-    total, count = 0.0, 0
-    for row in rows:
-        (prompt,) = backbone.tokenize([row.prompt])
-        answer = [*backbone.tokenizer(row.completion)["input_ids"], backbone.tokenizer.eos_token_id]
-        logits = model.eval()(torch.tensor([prompt + answer])).logits[0].double()
-        scores = functional.log_softmax(logits[len(prompt) - 1 : -1], -1)
-        total -= float(scores[torch.arange(len(answer)), torch.tensor(answer)].sum())
-        count += len(answer)
-    return total / count
+    return nats_a_token(deepcopy(model), backbone.tokenizer, [(row.prompt, row.completion) for row in rows])
 
 
 def test_only_completions_have_labels(backbone):

@@ -14,7 +14,7 @@ from test_completions import HELD_OUT, TRAIN
 from twin_merging.config import CausalFineTuning, CausalLora
 from twin_merging.errors import UserError
 from twin_merging.experts.completions import causal_fine_tuning, causal_lora
-from twin_merging.experts.processes import check_file, count, in_processes, is_first, is_spread
+from twin_merging.experts.processes import count, in_processes, is_first, is_spread
 
 COMMON = {"epochs": 2, "lr": 2e-2, "batch_size": 8, "micro_batch": 2}
 LORA = CausalLora(**COMMON, rank=4, alpha=8, targets=r".*\.(q_proj|up_proj)", dropout=0.0)
@@ -79,15 +79,3 @@ def test_a_step_of_no_whole_micro_batches_is_refused_in_the_users_words(backbone
         in_processes(backbone, "next", TRAIN, HELD_OUT, options, 0, tmp_path / "out", tmp_path / "b")
     assert caught.value.key == "finetune.accelerate"
     assert "a divisor of batch_size=8 / 2 processes" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("content", "says"), [(None, "no such file"), ("{:", "cannot be read"), ("machines: 3", "not a configuration")]
-)
-def test_a_file_that_says_nothing_of_processes_is_refused(tmp_path, content, says):
-    file = tmp_path / "accelerate.yaml"
-    if content is not None:
-        file.write_text(content)
-    with pytest.raises(UserError, match=says) as caught:
-        check_file(str(file))
-    assert caught.value.key == "finetune.accelerate"

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from twin_merging.tasks.generation import Example
 
 JOB, WORLD, RANK, LOCAL_RANK = "job.json", "WORLD_SIZE", "RANK", "LOCAL_RANK"
-OURS = (
-    "TWIN_PROCESSES"  # set where this module has launched: a cluster may set ranks of its own for a run of one process
-)
+# Set where this module has launched: a cluster may set ranks of its own for a run of one process.
+OURS = "TWIN_PROCESSES"
+ON_CPUS = ("MULTI_CPU", "FSDP", "NO")
 DIES_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -50,7 +50,8 @@ def in_processes(
 ) -> None:  # fmt: skip
     """Fine-tune by ``options.accelerate``; arguments and what is written are those of ``completions.causal_lora``.
 
-    A step has ``batch_size`` rows over all processes, so that experts do not depend on their number, up to rounding.
+    A step has ``batch_size`` rows over all processes. Where the rows make whole steps, the expert is that of one process up to
+    rounding; else the last step of an epoch is filled up with its first rows, and processes matter. If this process dies, they do.
 
     Raises:
         UserError: if a process fails; what it said has been printed.
@@ -63,7 +64,7 @@ def in_processes(
         "scratch": str(scratch), "plugins": list(plugins),
     }  # fmt: skip
     (scratch / JOB).write_text(json.dumps(job, ensure_ascii=False), encoding="utf-8")
-    launcher, more = _launcher(options.accelerate, backbone.device.type)
+    launcher, more = _launcher(options.accelerate, backbone.device.type, scratch / "logs")
     process = subprocess.run(
         [sys.executable, "-m", *launcher, "-m", __name__, str(scratch / JOB)], preexec_fn=_die_with_parent, check=False,
         env={**_environment(), **more, OURS: "1"},
@@ -75,16 +76,15 @@ def in_processes(
         )  # fmt: skip
 
 
-def check_file(file: str) -> None:
-    """Check that a file of ``accelerate config`` is one.
+def settings_of(file: str, device: str) -> dict[str, Any]:
+    """What a file of ``accelerate config`` says.
+
+    Args:
+        device: the kind that is trained on.
 
     Raises:
-        UserError: if there is none, or it says nothing of processes.
+        UserError: if there is no such file, it says nothing of processes, or it asks for what a CPU cannot do.
     """
-    _read(file)
-
-
-def _read(file: str) -> dict[str, Any]:
     import yaml
 
     if not Path(file).is_file():
@@ -100,17 +100,23 @@ def _read(file: str) -> dict[str, Any]:
             "not a configuration of accelerate", key="finetune.accelerate", found=file, expected="num_processes and more",
             hint="accelerate config --config_file FILE",
         )  # fmt: skip
+    if device == "cpu" and found.get("distributed_type") not in ON_CPUS:
+        raise UserError(
+            "this cannot be done on CPUs", key="finetune.accelerate", found=f"distributed_type {found.get('distributed_type')} in {file}",
+            expected="one of " + ", ".join(ON_CPUS), hint="device=cuda",
+        )  # fmt: skip
     return found
 
 
-def _launcher(file: str, device: str) -> tuple[list[str], dict[str, str]]:
+def _launcher(file: str, device: str, logs: Path) -> tuple[list[str], dict[str, str]]:
     """A module with its arguments, and its environment: accelerate's launcher, or on CPUs, which that starts by MPI alone, torch's."""
     if device != "cpu":
-        return ["accelerate.commands.launch", "--config_file", file], {}
-    found = _read(file)
+        return ["accelerate.commands.launch", "--config_file", file, "--log_dir", str(logs)], {}
+    found = settings_of(file, device)
     shards = {key.upper(): str(value) for key, value in (found.get("fsdp_config") or {}).items()}
     use = {"ACCELERATE_USE_CPU": "true", **({"ACCELERATE_USE_FSDP": "true", **shards} if shards else {})}
-    return ["torch.distributed.run", "--standalone", f"--nproc-per-node={found['num_processes']}"], use
+    asked = ["--standalone", "--log-dir", str(logs), f"--nproc-per-node={found['num_processes']}"]
+    return ["torch.distributed.run", *asked], use
 
 
 def _die_with_parent() -> None:

@@ -11,7 +11,6 @@ from twin_merging import assets
 from twin_merging.backbones.sources import check_code, checkpoint_bytes, largest_rank, layers_of
 from twin_merging.config import CausalLora, RunConfig
 from twin_merging.errors import UserError, unknown
-from twin_merging.experts.processes import check_file
 from twin_merging.experts.published import source_of
 from twin_merging.pipeline.cache import Cache
 from twin_merging.pipeline.data_stages import check_classes
@@ -63,8 +62,6 @@ def check_inputs(jobs: list[RunConfig]) -> list[str]:
             elif isinstance(stages, LanguageStages):
                 _check_parameters(stages, stages.backbone_source.folder)
                 _check_targets(stages)
-                if (file := getattr(run.finetune, "accelerate", None)) is not None:
-                    check_file(file)
                 if stages.is_twin:
                     _check_budget(stages)
     return keys

@@ -100,11 +100,18 @@ class LanguageStages(Graph):
     def _tuning(self, name: str | None) -> dict[str, Any]:
         run, options = self.run, to_plain(self.tuning_of(name))
         options.pop("task_targets", None)  # of which this task's are in ``targets``
-        options.pop("accelerate", None)  # how many processes train changes the rounding alone
+        file = options.pop("accelerate", None)
+        together = {} if file is None else {"processes": self._processes(file)}
         return {
-            "finetune": options, "code": finetunings[run.finetune.name].code_hash(), "seed": run.training_seed,
+            "finetune": options, **together, "code": finetunings[run.finetune.name].code_hash(), "seed": run.training_seed,
             **self._computing,
         }  # fmt: skip
+
+    def _processes(self, file: str) -> int:
+        from twin_merging.experts.processes import settings_of
+        from twin_merging.pipeline.environment import resolve_device
+
+        return settings_of(file, resolve_device(self.run.device).type)["num_processes"]
 
     @property
     def _computing(self) -> dict[str, Any]:
