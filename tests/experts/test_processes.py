@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,12 @@ FSDP = {
         "fsdp_reshard_after_forward": True, "fsdp_cpu_ram_efficient_loading": False,
     },
 }  # fmt: skip
-KINDS = {"replicas": {"distributed_type": "MULTI_CPU"}, "shards": FSDP}
+COMES_WITH_TORCH = {"replicas": {"distributed_type": "MULTI_CPU"}, "shards": FSDP}
+ZERO = {
+    f"zero{stage}": {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": stage}} for stage in (2, 3)
+}
+KINDS = COMES_WITH_TORCH | ZERO
+NEEDS_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed, which is not installed")
 
 
 def configuration(folder: Path, kind: str, processes: int = 2) -> str:
@@ -41,7 +47,7 @@ def backbone(tmp_path_factory):
     return backbone_of(save_language(tmp_path_factory.mktemp("llama")))
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", [*COMES_WITH_TORCH, *(pytest.param(kind, marks=NEEDS_DEEPSPEED) for kind in ZERO)])
 @pytest.mark.parametrize(("alone", "options"), [(causal_lora, LORA), (causal_fine_tuning, FULL)], ids=["lora", "full"])
 def test_they_learn_what_one_process_learns(backbone, tmp_path, monkeypatch, kind, alone, options):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

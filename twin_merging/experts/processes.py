@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 JOB, WORLD, RANK, LOCAL_RANK = "job.json", "WORLD_SIZE", "RANK", "LOCAL_RANK"
 # Set where this module has launched: a cluster may set ranks of its own for a run of one process.
 OURS = "TWIN_PROCESSES"
-ON_CPUS = ("MULTI_CPU", "FSDP", "NO")
+ON_CPUS = ("MULTI_CPU", "FSDP", "DEEPSPEED", "NO")
+CPU = {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
 DIES_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -83,7 +85,7 @@ def settings_of(file: str, device: str) -> dict[str, Any]:
         device: the kind that is trained on.
 
     Raises:
-        UserError: if there is no such file, it says nothing of processes, or it asks for what a CPU cannot do.
+        UserError: if there is no such file, it says nothing of processes, or it asks for what is not here or a CPU cannot do.
     """
     import yaml
 
@@ -105,18 +107,25 @@ def settings_of(file: str, device: str) -> dict[str, Any]:
             "this cannot be done on CPUs", key="finetune.accelerate", found=f"distributed_type {found.get('distributed_type')} in {file}",
             expected="one of " + ", ".join(ON_CPUS), hint="device=cuda",
         )  # fmt: skip
+    if found.get("distributed_type") == "DEEPSPEED" and find_spec("deepspeed") is None:
+        raise UserError(
+            "DeepSpeed is not installed",
+            key="finetune.accelerate",
+            found=file,
+            hint="pip install 'twin_merging[deepspeed]'",
+        )
     return found
 
 
 def _launcher(file: str, device: str, logs: Path) -> tuple[list[str], dict[str, str]]:
-    """A module with its arguments, and its environment: accelerate's launcher, or on CPUs, which that starts by MPI alone, torch's."""
-    if device != "cpu":
-        return ["accelerate.commands.launch", "--config_file", file, "--log_dir", str(logs)], {}
+    """accelerate's launcher with its arguments, and its environment."""
     found = settings_of(file, device)
-    shards = {key.upper(): str(value) for key, value in (found.get("fsdp_config") or {}).items()}
-    use = {"ACCELERATE_USE_CPU": "true", **({"ACCELERATE_USE_FSDP": "true", **shards} if shards else {})}
-    asked = ["--standalone", "--log-dir", str(logs), f"--nproc-per-node={found['num_processes']}"]
-    return ["torch.distributed.run", *asked], use
+    asked = ["--config_file", file, "--log_dir", str(logs)]
+    if found.get("num_machines", 1) == 1 and not found.get("main_process_port"):
+        asked += ["--main_process_port", "0"]  # a free one: runs go on beside each other
+    if found.get("distributed_type") == "MULTI_CPU":
+        asked.append("--multi_gpu")  # without MPI
+    return ["accelerate.commands.launch", *asked], CPU if device == "cpu" else {}
 
 
 def _die_with_parent() -> None:
