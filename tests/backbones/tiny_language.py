@@ -17,7 +17,7 @@ END = "<end>"
 
 
 def save_language(
-    folder: Path, kind: str = "llama", seed: int = 0, context: int = 96, words: tuple[str, ...] = ()
+    folder: Path, kind: str = "llama", seed: int = 0, context: int = 96, words: tuple[str, ...] = (), width: int = 32
 ) -> Path:
     """A model whose greedy answers differ from prompt to prompt and do not settle on one token.
 
@@ -34,11 +34,11 @@ def save_language(
     torch.manual_seed(seed)
     size = {"vocab_size": len(tokens), "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
     if kind == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(**size, n_embd=32, n_layer=2, n_head=2, n_positions=context))
+        model = GPT2LMHeadModel(GPT2Config(**size, n_embd=width, n_layer=2, n_head=2, n_positions=context))
     else:
         model = LlamaForCausalLM(
-            LlamaConfig(**size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                        intermediate_size=64, max_position_embeddings=context, tie_word_embeddings=kind == "tied")
+            LlamaConfig(**size, hidden_size=width, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                        intermediate_size=2 * width, max_position_embeddings=context, tie_word_embeddings=kind == "tied")
         )  # fmt: skip
     with torch.no_grad():
         for parameter in model.parameters():

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import tiny_exams
 from backbones.tiny_language import save_language
-from commands import results, succeed
+from commands import finish, results, start
 
 METHODS = "pretrained,finetuned,weight_averaging,task_arithmetic,ties,dare_ties,tsv_merge,fisher,regmean,emr,twin"
 BOTH = "evaluation.heads=oracle,routed"
+
+
+def succeed(*arguments: str, folder: Path) -> None:
+    """Run a command in a process of its own: CUDA does not survive a fork."""
+    outcome = finish(start(*arguments, folder=folder))
+    assert outcome.code == 0, outcome.text
 
 
 def there(arguments: list[str], cuda: str) -> list[str]:

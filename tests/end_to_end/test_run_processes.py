@@ -6,14 +6,12 @@ import os
 import signal
 import tempfile
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from commands import finish, refused, results, start, succeed, wait_until
 from test_run_language import scores
 
-WITHOUT_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is not None, reason="DeepSpeed is installed")
 TWO = "{distributed_type: MULTI_CPU, num_processes: 2, use_cpu: true}"
 
 
@@ -54,7 +52,8 @@ def test_several_processes_train_what_one_does(given: list[str], tmp_path: Path)
     [
         (None, "no such file"), ("{:", "cannot be read"), ("machines: 3", "not a configuration"),
         ("{distributed_type: MULTI_GPU, num_processes: 2}", "cannot be done on CPUs"),
-        pytest.param("{distributed_type: DEEPSPEED, num_processes: 2}", "DeepSpeed is not installed", marks=WITHOUT_DEEPSPEED),
+        ("{distributed_type: DEEPSPEED, num_processes: 2}", "cannot be done on CPUs"),
+        ("{distributed_type: FSDP, num_processes: 2}", "cannot be done on CPUs"),
     ],
 )  # fmt: skip
 def test_a_file_that_does_not_fit_is_told_before_work(given: list[str], tmp_path: Path, content: str | None, says: str):

@@ -1,9 +1,8 @@
-"""Several processes learn what one does: replicas (DDP) and shards (FSDP), on CPUs."""
+"""Several processes learn what one does, on CPUs: replicas. Shards need a GPU: test_language_on_cuda.py."""
 
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from test_completions import HELD_OUT, TRAIN
 
 from twin_merging.config import CausalFineTuning, CausalLora
 from twin_merging.errors import UserError
+from twin_merging.experts import processes
 from twin_merging.experts.completions import causal_fine_tuning, causal_lora
 from twin_merging.experts.processes import count, in_processes, is_first, is_spread
 
@@ -21,23 +21,27 @@ COMMON = {"epochs": 2, "lr": 2e-2, "batch_size": 8, "micro_batch": 2}
 LORA = CausalLora(**COMMON, rank=4, alpha=8, targets=r".*\.(q_proj|up_proj)", dropout=0.0)
 FULL = CausalFineTuning(**{**COMMON, "lr": 3e-3})
 FSDP = {
-    "distributed_type": "FSDP", "fsdp_config": {
-        "fsdp_version": 2, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "fsdp_state_dict_type": "FULL_STATE_DICT",
-        "fsdp_reshard_after_forward": True, "fsdp_cpu_ram_efficient_loading": False,
-    },
+    "fsdp_version": 2, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "fsdp_state_dict_type": "FULL_STATE_DICT",
+    "fsdp_reshard_after_forward": True, "fsdp_cpu_ram_efficient_loading": False,
 }  # fmt: skip
-COMES_WITH_TORCH = {"replicas": {"distributed_type": "MULTI_CPU"}, "shards": FSDP}
-ZERO = {
-    f"zero{stage}": {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": stage}} for stage in (2, 3)
+KINDS = {
+    "replicas": {"distributed_type": "MULTI_CPU"},
+    "shards": {"distributed_type": "FSDP", "fsdp_config": FSDP},
+    "zero2": {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 2}},
+    "zero3": {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 3}},
 }
-KINDS = COMES_WITH_TORCH | ZERO
-NEEDS_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed, which is not installed")
 
 
-def configuration(folder: Path, kind: str, processes: int = 2) -> str:
+def configuration(folder: Path, kind: str, processes: int = 2, use_cpu: bool = True) -> str:
     """A file as `accelerate config` writes it."""
     file = folder / f"{kind}.yaml"
-    more = {"num_processes": processes, "num_machines": 1, "machine_rank": 0, "use_cpu": True, "mixed_precision": "no"}
+    more = {
+        "num_processes": processes,
+        "num_machines": 1,
+        "machine_rank": 0,
+        "use_cpu": use_cpu,
+        "mixed_precision": "no",
+    }
     file.write_text(json.dumps({"compute_environment": "LOCAL_MACHINE", "main_process_port": 0, **KINDS[kind], **more}))
     return str(file)
 
@@ -47,16 +51,15 @@ def backbone(tmp_path_factory):
     return backbone_of(save_language(tmp_path_factory.mktemp("llama")))
 
 
-@pytest.mark.parametrize("kind", [*COMES_WITH_TORCH, *(pytest.param(kind, marks=NEEDS_DEEPSPEED) for kind in ZERO)])
 @pytest.mark.parametrize(("alone", "options"), [(causal_lora, LORA), (causal_fine_tuning, FULL)], ids=["lora", "full"])
-def test_they_learn_what_one_process_learns(backbone, tmp_path, monkeypatch, kind, alone, options):
+def test_they_learn_what_one_process_learns(backbone, tmp_path, monkeypatch, alone, options):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     rows = TRAIN[:40]  # whole steps: a last one that is not is filled up with repeated rows where several share it
     one, many = (tmp_path / name for name in ("one", "many"))
     for folder in (one, many):
         folder.mkdir()
     alone(backbone, "next", rows, HELD_OUT[:8], options, 0, one, tmp_path / "a")
-    options = type(options)(**{**vars(options), "accelerate": configuration(tmp_path, kind)})
+    options = type(options)(**{**vars(options), "accelerate": configuration(tmp_path, "replicas")})
     in_processes(backbone, "next", rows, HELD_OUT[:8], options, 0, many, tmp_path / "b")
     assert {path.name for path in many.iterdir()} == {path.name for path in one.iterdir()}
     (weights,) = (path.name for path in one.glob("*.safetensors"))
@@ -65,6 +68,7 @@ def test_they_learn_what_one_process_learns(backbone, tmp_path, monkeypatch, kin
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
     records = [json.loads((folder / "expert.json").read_text()) for folder in (one, many)]
+    assert records[1]["processes"] == {"count": 2, "kind": "MULTI_CPU"}
     scores = [list(record["choice"]["scores"].values()) for record in records]
     torch.testing.assert_close(torch.tensor(scores[0]), torch.tensor(scores[1]), rtol=1e-3, atol=1e-3)
 
@@ -85,3 +89,27 @@ def test_a_step_of_no_whole_micro_batches_is_refused_in_the_users_words(backbone
         in_processes(backbone, "next", TRAIN, HELD_OUT, options, 0, tmp_path / "out", tmp_path / "b")
     assert caught.value.key == "finetune.accelerate"
     assert "a divisor of batch_size=8 / 2 processes" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("installed", "own", "says"),
+    [
+        (False, None, "not installed"), (True, "{", "cannot be read"), (True, '{"zero_optimization": {"stage": 3}}', "saved"),
+        (True, '{"zero_optimization": {"stage": 2}}', None), (True, None, None),
+        (True, '{"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": true}}', None),
+    ],
+)  # fmt: skip
+def test_deepspeed_that_could_not_save_is_refused(tmp_path, monkeypatch, installed, own, says):
+    monkeypatch.setattr(processes, "find_spec", lambda _: object() if installed else None)
+    options = {"zero_stage": 3}
+    if own is not None:
+        (tmp_path / "zero.json").write_text(own)
+        options = {"deepspeed_config_file": str(tmp_path / "zero.json")}
+    file = tmp_path / "file.yaml"
+    file.write_text(json.dumps({"distributed_type": "DEEPSPEED", "num_processes": 2, "deepspeed_config": options}))
+    if says is None:
+        assert processes.settings_of(str(file), "cuda")["num_processes"] == 2
+        return
+    with pytest.raises(UserError, match=says) as raised:
+        processes.settings_of(str(file), "cuda")
+    assert raised.value.key == "finetune.accelerate"

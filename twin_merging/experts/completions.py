@@ -97,7 +97,8 @@ def train_completions(
     """Train a transformers or peft model in place and leave it with the weights of its best epoch.
 
     Returns:
-        Plain JSON: ``choice``, the record of the epoch's choice by −loss a token, and ``train_tokens``; and as of ``fit``
+        Plain JSON: ``choice``, the record of the epoch's choice by −loss a token, ``train_tokens``, and ``processes`` where
+        several could share the work; and as of ``fit``
         the whole weights where they are spread over processes.
 
     Raises:
@@ -120,14 +121,16 @@ def train_completions(
     if backbone.device.type == "cpu" and max(len(row["input_ids"]) for row in tokens) <= PLAIN:
         own.set_attn_implementation("eager")
     trimmed = {"logits_to_keep", "position_ids"} <= set(inspect.signature(own.forward).parameters)
-    scores, state = fit(
+    fitted = fit(
         backbone, model, tokens, labelled(backbone, held_out, options.max_length), _score, options, seed, scratch, name,
         changed, data_collator=partial(padded, trimmed=trimmed), preprocess_logits_for_metrics=losses,
     )  # fmt: skip
     own.set_attn_implementation(attention)
     own.config.use_cache = caching  # which the Trainer turns off
-    choice = record(f"epoch of {name}", scores, VALIDATION, len(held_out), {name: fingerprint(held_out)})
-    return {"choice": choice, "train_tokens": sum(len(row["input_ids"]) for row in tokens) * options.epochs}, state
+    choice = record(f"epoch of {name}", fitted.scores, VALIDATION, len(held_out), {name: fingerprint(held_out)})
+    learned = sum(len(row["input_ids"]) for row in tokens) * options.epochs
+    shared = {"processes": {"count": processes, "kind": fitted.kind}} if options.accelerate is not None else {}
+    return {"choice": choice, "train_tokens": learned, **shared}, fitted.state
 
 
 def labelled(backbone: CausalLMBackbone, examples: Sequence[Example], max_length: int) -> list[Row]:

@@ -71,10 +71,12 @@ class Fitted(NamedTuple):
     Args:
         scores: by epoch.
         state: the weights, whole, where the model's own are spread over processes; else None.
+        kind: accelerate's name of how processes shared the work, such as ``FSDP``; ``NO`` for one process.
     """
 
     scores: dict[int, float]
     state: dict[str, Any] | None
+    kind: str
 
 
 def fit(
@@ -117,7 +119,8 @@ def fit(
     trainer.train(resume_from_checkpoint=checkpoint)
     scores = {int(row["epoch"]): row["eval_score"] for row in trainer.state.log_history if "eval_score" in row}
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    return Fitted(scores, trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None)
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    return Fitted(scores, state, trainer.accelerator.distributed_type.value)
 
 
 def save_expert(

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 JOB, WORLD, RANK, LOCAL_RANK = "job.json", "WORLD_SIZE", "RANK", "LOCAL_RANK"
 # Set where this module has launched: a cluster may set ranks of its own for a run of one process.
 OURS = "TWIN_PROCESSES"
-ON_CPUS = ("MULTI_CPU", "FSDP", "DEEPSPEED", "NO")
-CPU = {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
+ON_CPUS = ("MULTI_CPU", "NO")  # there accelerate makes replicas of what should be shards
+GATHER = "stage3_gather_16bit_weights_on_model_save"  # what ZeRO 3 needs to save whole weights, of any dtype
 DIES_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -107,14 +107,31 @@ def settings_of(file: str, device: str) -> dict[str, Any]:
             "this cannot be done on CPUs", key="finetune.accelerate", found=f"distributed_type {found.get('distributed_type')} in {file}",
             expected="one of " + ", ".join(ON_CPUS), hint="device=cuda",
         )  # fmt: skip
-    if found.get("distributed_type") == "DEEPSPEED" and find_spec("deepspeed") is None:
-        raise UserError(
-            "DeepSpeed is not installed",
-            key="finetune.accelerate",
-            found=file,
-            hint="pip install 'twin_merging[deepspeed]'",
-        )
+    if found.get("distributed_type") == "DEEPSPEED":
+        _check_deepspeed(file, found.get("deepspeed_config") or {})
     return found
+
+
+def _check_deepspeed(file: str, options: dict[str, Any]) -> None:
+    if find_spec("deepspeed") is None:
+        raise UserError(
+            "DeepSpeed is not installed", key="finetune.accelerate", found=file,
+            hint="pip install 'twin_merging[deepspeed]'",
+        )  # fmt: skip
+    own = options.get("deepspeed_config_file")
+    if own is None:
+        return
+    try:
+        zero = json.loads(Path(own).read_text(encoding="utf-8")).get("zero_optimization", {})
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"deepspeed_config_file cannot be read ({error})", key="finetune.accelerate", found=file
+        ) from error
+    if zero.get("stage") == 3 and not zero.get(GATHER):
+        raise UserError(
+            "what is learned could not be saved", key="finetune.accelerate", found=own,
+            expected=f'"{GATHER}": true in zero_optimization, where "stage" is 3',
+        )  # fmt: skip
 
 
 def _launcher(file: str, device: str, logs: Path) -> tuple[list[str], dict[str, str]]:
@@ -123,9 +140,12 @@ def _launcher(file: str, device: str, logs: Path) -> tuple[list[str], dict[str, 
     asked = ["--config_file", file, "--log_dir", str(logs)]
     if found.get("num_machines", 1) == 1 and not found.get("main_process_port"):
         asked += ["--main_process_port", "0"]  # a free one: runs go on beside each other
-    if found.get("distributed_type") == "MULTI_CPU":
+    kind, own = found.get("distributed_type"), found.get("deepspeed_config") or {}
+    if kind == "MULTI_CPU":
         asked.append("--multi_gpu")  # without MPI
-    return ["accelerate.commands.launch", *asked], CPU if device == "cpu" else {}
+    if kind == "DEEPSPEED" and "deepspeed_config_file" not in own:
+        asked += ["--zero3_save_16bit_model", "true"]  # it gathers weights, in their own dtype
+    return ["accelerate.commands.launch", *asked], {"ACCELERATE_USE_CPU": "true"} if device == "cpu" else {}
 
 
 def _die_with_parent() -> None:
