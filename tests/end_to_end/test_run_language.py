@@ -128,6 +128,14 @@ def test_again_everything_comes_from_the_cache(language_job: list[str], folder: 
     assert not computed(outcome)
 
 
+def test_a_router_of_the_last_token_reads_states_of_its_own(language_job: list[str], folder: Path):
+    arguments = ("merge_method=twin", "sparsifier.rank=24", "router.token=last")
+    found, outcome = one(language_job, folder, "last-token", *arguments)
+    assert computed(outcome) >= {"encode", "router", "result"}
+    assert not computed(outcome) & {"expert", "merge", "exclusive"}
+    assert found["routing"]["accuracy"] > 0.9
+
+
 def test_another_seed_keeps_experts_and_merges_that_draw_nothing(language_job: list[str], folder: Path):
     arguments = ["merge_method=twin", "sparsifier.rank=24", "seed=1", "experts.seed=0"]
     result, outcome = one(language_job, folder, "seed", *arguments)

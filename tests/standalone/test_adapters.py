@@ -175,6 +175,17 @@ def test_a_full_model_and_an_adapter_merge_into_a_model(tmp_path):
         torch.testing.assert_close(tensor, (first[name] + full[name]) / 2, rtol=1e-4, atol=1e-5)
 
 
+def test_experts_with_weights_of_their_own_merge_into_a_model(tmp_path):
+    given = arguments(tmp_path, "llama", QV, QV)
+    assert main([*given, "merge_method.gamma=[1,-0.5]", f"out={tmp_path / 'out'}"]) == 0
+    base, first, second = (
+        state(tmp_path / "base"), *(unloaded(tmp_path, "llama", name).state_dict() for name in ("a1", "a2"))
+    )  # fmt: skip
+    for name, tensor in state(tmp_path / "out").items():
+        expected = base[name] + (first[name] - base[name]) - 0.5 * (second[name] - base[name])
+        torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_whole_modules_and_biases_of_an_adapter_merge_into_a_model(tmp_path, capsys):
     saved = {
         "r": 2,
