@@ -71,11 +71,12 @@ def test_a_run_that_is_killed_leaves_no_process_and_goes_on_from_its_checkpoint(
     assert wait_until(lambda: any(unfinished.glob("expert-*/checkpoint-*/complete")), process), finish(process).text
     assert len(workers(tmp_path)) >= 3  # the launcher and two that learn
     os.kill(process.pid, signal.SIGKILL)
-    finish(process)
+    process.wait()
     end = time.monotonic() + 10
     while workers(tmp_path):
         assert time.monotonic() < end, "they train on"
         time.sleep(0.1)
+    finish(process)
     outcome = succeed(*arguments, "hydra.run.dir=again", folder=tmp_path)
     assert "goes on from step" in outcome.text
     assert scores(results(tmp_path / "again")["finetuned", "none"], "raw")["mmlu"] > 0.8

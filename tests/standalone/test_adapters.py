@@ -177,12 +177,12 @@ def test_a_full_model_and_an_adapter_merge_into_a_model(tmp_path):
 
 def test_experts_with_weights_of_their_own_merge_into_a_model(tmp_path):
     given = arguments(tmp_path, "llama", QV, QV)
-    assert main([*given, "merge_method.gamma=[1,-0.5]", f"out={tmp_path / 'out'}"]) == 0
+    assert main([*given, "merge_method.scaling=0.5", "merge_method.gamma=[1,-0.5]", f"out={tmp_path / 'out'}"]) == 0
     base, first, second = (
         state(tmp_path / "base"), *(unloaded(tmp_path, "llama", name).state_dict() for name in ("a1", "a2"))
     )  # fmt: skip
     for name, tensor in state(tmp_path / "out").items():
-        expected = base[name] + (first[name] - base[name]) - 0.5 * (second[name] - base[name])
+        expected = base[name] + 0.5 * (first[name] - base[name]) - 0.25 * (second[name] - base[name])
         torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5)
 
 
