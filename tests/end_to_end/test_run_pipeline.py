@@ -13,6 +13,7 @@ from commands import Outcome, numbers, results, snapshot, succeed
 from conftest import METHODS, SWEEP, Finished
 
 from twin_merging.config import REGISTRIES
+from twin_merging.pipeline.environment import resolve_device
 from twin_merging.reporting.results import REQUIRED, REQUIRED_OF_TASK
 
 JOBS = {(method, heads) for method in METHODS.split(",") for heads in ("oracle", "routed")}
@@ -34,6 +35,13 @@ def test_every_job_has_results_with_every_key(finished: Finished):
         assert list(result["tasks"]) == list(tiny.TASKS)
         assert all(set(REQUIRED_OF_TASK) <= task.keys() for task in result["tasks"].values())
         assert {"config", "versions", "data", "checkpoints", "device", "git_commit"} <= result["provenance"].keys()
+
+
+def test_results_name_the_device_that_auto_finds(reuse: list[str], tmp_path: Path):
+    asked = [argument for argument in reuse if not argument.startswith("device=")]
+    succeed("merge_method=pretrained", "device=auto", *asked, folder=tmp_path)
+    (result,) = results(tmp_path).values()
+    assert result["provenance"]["device"] == str(resolve_device("auto"))
 
 
 def test_experts_with_their_own_heads_are_exactly_the_reference(finished: Finished):

@@ -19,7 +19,7 @@ from twin_merging.errors import UserError, full_error
 from twin_merging.evaluation.expert_scores import compare, warnings
 from twin_merging.evaluation.leaks import leaks
 from twin_merging.pipeline.cache import Cache, full_disk_explained
-from twin_merging.pipeline.environment import git_commit, package_versions
+from twin_merging.pipeline.environment import git_commit, package_versions, resolve_device
 from twin_merging.pipeline.graph import Graph, graph_of
 from twin_merging.pipeline.stage import upstream
 from twin_merging.pipeline.stages import Stages
@@ -150,7 +150,7 @@ def _results(run: RunConfig, stages: Graph, record: dict[str, Any], overrides: l
         "stages": [{**stage, "cached": stage["key"] not in computed_now} for stage in record["stages"]],
         "provenance": {
             "job": job_identity(run, stages.result.key), "config": redact(to_plain(run)), "overrides": redact(overrides), "versions": package_versions(),
-            "python": sys.version.split()[0], "git_commit": git_commit(), "device": run.device, "precision": stages.precision,
+            "python": sys.version.split()[0], "git_commit": git_commit(), "device": str(resolve_device(run.device)), "precision": stages.precision,
             "data": record["data"], "checkpoints": record["checkpoints"],
         },
     }  # fmt: skip
