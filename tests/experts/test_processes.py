@@ -26,6 +26,7 @@ FSDP = {
 }  # fmt: skip
 KINDS = {
     "replicas": {"distributed_type": "MULTI_CPU"},
+    "unnamed": {"distributed_type": "NO"},
     "shards": {"distributed_type": "FSDP", "fsdp_config": FSDP},
     "zero2": {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 2}},
     "zero3": {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 3}},
@@ -52,14 +53,15 @@ def backbone(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("alone", "options"), [(causal_lora, LORA), (causal_fine_tuning, FULL)], ids=["lora", "full"])
-def test_they_learn_what_one_process_learns(backbone, tmp_path, monkeypatch, alone, options):
+@pytest.mark.parametrize("kind", ["replicas", "unnamed"])
+def test_they_learn_what_one_process_learns(backbone, tmp_path, monkeypatch, kind, alone, options):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     rows = TRAIN[:40]  # whole steps: a last one that is not is filled up with repeated rows where several share it
     one, many = (tmp_path / name for name in ("one", "many"))
     for folder in (one, many):
         folder.mkdir()
     alone(backbone, "next", rows, HELD_OUT[:8], options, 0, one, tmp_path / "a")
-    options = type(options)(**{**vars(options), "accelerate": configuration(tmp_path, "replicas")})
+    options = type(options)(**{**vars(options), "accelerate": configuration(tmp_path, kind)})
     in_processes(backbone, "next", rows, HELD_OUT[:8], options, 0, many, tmp_path / "b")
     assert {path.name for path in many.iterdir()} == {path.name for path in one.iterdir()}
     (weights,) = (path.name for path in one.glob("*.safetensors"))

@@ -140,10 +140,10 @@ def _launcher(file: str, device: str, logs: Path) -> tuple[list[str], dict[str, 
     asked = ["--config_file", file, "--log_dir", str(logs)]
     if found.get("num_machines", 1) == 1 and not found.get("main_process_port"):
         asked += ["--main_process_port", "0"]  # a free one: runs go on beside each other
-    kind, own = found.get("distributed_type"), found.get("deepspeed_config") or {}
-    if kind == "MULTI_CPU":
+    own = found.get("deepspeed_config") or {}
+    if device == "cpu" and found["num_processes"] > 1:
         asked.append("--multi_gpu")  # without MPI
-    if kind == "DEEPSPEED" and "deepspeed_config_file" not in own:
+    if found.get("distributed_type") == "DEEPSPEED" and "deepspeed_config_file" not in own:
         asked += ["--zero3_save_16bit_model", "true"]  # it gathers weights, in their own dtype
     return ["accelerate.commands.launch", *asked], {"ACCELERATE_USE_CPU": "true"} if device == "cpu" else {}
 
