@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from copy import deepcopy
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -134,6 +135,33 @@ def test_micro_batches_add_up_to_the_batch(backbone, tmp_path):
             torch.testing.assert_close(other[name], tensor, rtol=0, atol=2e-5)
 
 
+def test_rows_of_like_length_may_share_a_step(backbone, tmp_path, monkeypatch):
+    """Each epoch has every row once, in steps that pad less, and another order the next time."""
+    rows = [Example(row.prompt * (2 + number % 5), row.completion) for number, row in enumerate(TRAIN)]
+    mine, read = {tuple(row["input_ids"]) for row in labelled(backbone, rows, 1024)}, []
+
+    def noted(batch, **given):
+        read.append([tuple(row["input_ids"]) for row in batch])
+        return padded(batch, **given)
+
+    monkeypatch.setattr(completions, "padded", noted)
+    padding, orders = {}, {}
+    for grouped in (False, True):
+        options = replace(FULL, epochs=2, micro_batch=2, group_by_length=grouped)
+        read.clear()
+        train_completions(
+            backbone, backbone.load(training=True), "next", rows, HELD_OUT, options, 0, tmp_path / str(grouped)
+        )
+        own = [batch for batch in read if batch[0] in mine]
+        padding[grouped] = sum(max(map(len, batch)) - len(row) for batch in own for row in batch)
+        flat = [row for batch in own for row in batch]
+        orders[grouped] = flat[: len(rows)], flat[len(rows) :]
+        for epoch in orders[grouped]:
+            assert sorted(epoch) == sorted(tuple(row["input_ids"]) for row in labelled(backbone, rows, 1024))
+    assert padding[True] < 0.5 * padding[False]
+    assert orders[True][0] != orders[True][1]
+
+
 def test_an_expert_is_its_adapter(backbone, tmp_path):
     folder = tmp_path / "expert"
     causal_lora(backbone, "next", TRAIN, HELD_OUT, LORA, 0, folder, tmp_path / "scratch")
@@ -179,11 +207,12 @@ def test_all_parameters_are_an_ordinary_folder(backbone, tmp_path):
     assert all((learnt[name] - start[name]).abs().max() > 1e-4 for name in start)
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["lora", "full", "grouped"])
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(backbone, tmp_path, monkeypatch, kind):
     def run(name: str) -> dict[str, torch.Tensor]:
-        if kind == "lora":
-            causal_lora(backbone, "next", TRAIN, HELD_OUT, LORA, 0, tmp_path / name, tmp_path / f"{name}.part")
+        if kind != "full":
+            options = replace(LORA, group_by_length=kind == "grouped")
+            causal_lora(backbone, "next", TRAIN, HELD_OUT, options, 0, tmp_path / name, tmp_path / f"{name}.part")
         else:
             causal_fine_tuning(backbone, "next", TRAIN, HELD_OUT, FULL, 0, tmp_path / name, tmp_path / f"{name}.part")
         return {
@@ -213,7 +242,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(backbone, tmp_path,
     monkeypatch.setattr(completions, "padded", lambda rows, **given: steps.append(len(rows)) or padded(rows, **given))
     for name, tensor in run("killed").items():
         torch.testing.assert_close(tensor, whole[name], rtol=0, atol=1e-6)
-    epochs = LORA.epochs if kind == "lora" else FULL.epochs
+    epochs = FULL.epochs if kind == "full" else LORA.epochs
     assert sum(steps) <= (epochs - 1) * (len(TRAIN) + len(HELD_OUT)) + 20  # the first epoch is not run again
     texts = [(tmp_path / name / "expert.json").read_text() for name in ("whole", "killed")]
     assert texts[0] == texts[1]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from twin_merging.backbones.kv_cache import give_room
 from twin_merging.tasks.generation import Request
 
 
@@ -77,6 +78,7 @@ class Decoding:
         """Answer all rows; the answers are in them."""
         state = {name: value for name, value in given.items() if name not in UNUSED}
         running, unread = self.rows, None
+        give_room(state.get("past_key_values"))
         if self.shared:
             few = {name: state[name] for name in ("past_key_values", "logits_to_keep") if name in state}
             read = model(input_ids=input_ids[:1, : self.shared], use_cache=True, **few).past_key_values

@@ -74,6 +74,9 @@ class CausalFineTuning:
     lr: float = option(2e-5, "learning rate", low=TINY, high=1)
     batch_size: int = option(128, "rows a step", low=1)
     micro_batch: int = option(8, "rows that are in memory at once, of which gradients add up to a step's", low=1)
+    group_by_length: bool = option(
+        False, "rows of like length share a step: less padding, batches that are not drawn alike"
+    )
     max_length: int = option(1024, "tokens of a row, at most; a longer one loses the beginning of its prompt", low=2)
     weight_decay: float = option(0.01, "AdamW weight decay", low=0, high=1)
     warmup: float = option(0.06, "share of the steps that warm up", low=0, high=1)

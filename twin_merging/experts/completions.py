@@ -115,6 +115,7 @@ def train_completions(
         "per_device_train_batch_size": micro, "per_device_eval_batch_size": micro,
         "gradient_accumulation_steps": options.batch_size // (micro * processes), "gradient_checkpointing": options.checkpointing,
         "gradient_checkpointing_kwargs": CHECKPOINTING, "ddp_find_unused_parameters": False,
+        "train_sampling_strategy": "group_by_length" if options.group_by_length else "random",
     }  # fmt: skip
     own = language_model(model)
     caching, attention = own.config.use_cache, own.config._attn_implementation
