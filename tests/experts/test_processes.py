@@ -15,7 +15,8 @@ from twin_merging.config import CausalFineTuning, CausalLora
 from twin_merging.errors import UserError
 from twin_merging.experts import processes
 from twin_merging.experts.completions import causal_fine_tuning, causal_lora
-from twin_merging.experts.processes import count, in_processes, is_first, is_spread
+from twin_merging.experts.processes import in_processes
+from twin_merging.ranks import count, is_first, is_spread
 
 COMMON = {"epochs": 2, "lr": 2e-2, "batch_size": 8, "micro_batch": 2}
 LORA = CausalLora(**COMMON, rank=4, alpha=8, targets=r".*\.(q_proj|up_proj)", dropout=0.0)

@@ -24,8 +24,8 @@ from twin_merging.backbones.features import token_state
 from twin_merging.backbones.loading import check_loaded, load_model, load_tokenizer
 from twin_merging.config import CausalLM
 from twin_merging.errors import UserError
-from twin_merging.experts.processes import is_spread
 from twin_merging.progress import Progress, progress
+from twin_merging.ranks import is_spread
 from twin_merging.tasks.generation import Request
 
 

@@ -23,8 +23,8 @@ from twin_merging.errors import UserError
 from twin_merging.evaluation.selection import record
 from twin_merging.experts.fine_tuning import fit
 from twin_merging.experts.lora import adapt
-from twin_merging.experts.processes import count, is_first
 from twin_merging.progress import progress
+from twin_merging.ranks import count, is_first
 from twin_merging.tasks.base import VALIDATION
 from twin_merging.tasks.generation import Example
 

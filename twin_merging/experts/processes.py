@@ -16,34 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twin_merging.errors import UserError, exit_code
+from twin_merging.ranks import LOCAL_RANK, OURS, is_first
 
 if TYPE_CHECKING:
     from twin_merging.backbones.causal_lm import CausalLMBackbone
     from twin_merging.tasks.generation import Example
 
-JOB, WORLD, RANK, LOCAL_RANK = "job.json", "WORLD_SIZE", "RANK", "LOCAL_RANK"
-# Set where this module has launched: a cluster may set ranks of its own for a run of one process.
-OURS = "TWIN_PROCESSES"
+JOB = "job.json"
 ON_CPUS = ("MULTI_CPU", "NO")  # there accelerate makes replicas of what should be shards
 GATHER = "stage3_gather_16bit_weights_on_model_save"  # what ZeRO 3 needs to save whole weights, of any dtype
 DIES_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
-
-
-def count() -> int:
-    """How many processes train together."""
-    return int(os.environ.get(WORLD, "1")) if OURS in os.environ else 1
-
-
-def is_spread() -> bool:
-    """Whether the model that learns is going to be spread over processes, by FSDP or DeepSpeed."""
-    return OURS in os.environ and any(
-        os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED")
-    )
-
-
-def is_first() -> bool:
-    """Whether this process writes what they all have learned."""
-    return OURS not in os.environ or os.environ.get(RANK, "0") == "0"
 
 
 def in_processes(
