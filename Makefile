@@ -8,7 +8,7 @@ WORKERS ?= 2
 ITEM ?= --list
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart reproduce test lint format bench assets clean
+.PHONY: help setup quickstart reproduce test coverage lint format bench assets clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +28,11 @@ quickstart: setup  ## Fine-tune, merge, route and score five tasks on this machi
 reproduce: setup  ## Compute a table or figure of the paper: make reproduce ITEM=table_8
 	$(BIN)/python reproduce.py $(ITEM)
 
-test: setup  ## Run all tests with their coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered
+test: setup  ## Run all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+coverage: setup  ## Run all tests and show which lines none of them runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered
 
 lint: setup  ## Check style and types
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from twin_merging.backbones.blocks import states_at
 from twin_merging.backbones.decoding import WORTH_SHARING, Decoding, Row, common_start
 from twin_merging.backbones.features import token_state
 from twin_merging.backbones.loading import check_loaded, load_model, load_tokenizer
+from twin_merging.backbones.products import faster_products
 from twin_merging.config import CausalLM
 from twin_merging.errors import UserError
 from twin_merging.progress import Progress, progress
@@ -211,7 +212,7 @@ class CausalLMBackbone:
         training = model.training
         model.eval()
         try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast), faster_products(model):
                 yield
         finally:
             model.train(training)

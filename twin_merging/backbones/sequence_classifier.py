@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from twin_merging.backbones.blocks import states_at
 from twin_merging.backbones.features import Features, Head, pool, router_input
 from twin_merging.backbones.loading import check_loaded, load_model, load_tokenizer
+from twin_merging.backbones.products import faster_products
 from twin_merging.config import SequenceClassifier
 from twin_merging.errors import UserError
 from twin_merging.progress import progress
@@ -141,7 +142,7 @@ class SequenceClassifierBackbone:
         encoder.to(self.device).eval()
         order, parts = tokens.by_length(), []
         asked = {} if layer == -1 else {"output_hidden_states": True}
-        with progress(label, len(order), "rows") as bar:
+        with progress(label, len(order), "rows") as bar, faster_products(encoder):
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
                 batch = self.tokenizer.pad([tokens.rows[row] for row in rows], return_tensors="pt").to(self.device)

@@ -13,6 +13,7 @@ import torch
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from twin_merging.backbones.products import faster_products
 from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone
 from twin_merging.config import FullFineTuning
 from twin_merging.evaluation.metrics import metrics
@@ -116,7 +117,8 @@ def fit(
     checkpoint = _usable_checkpoint(scratch)
     if checkpoint is not None:
         log.info("  fine-tune %s goes on from step %s", label, checkpoint.rpartition("-")[2])
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with faster_products(model):
+        trainer.train(resume_from_checkpoint=checkpoint)
     scores = {int(row["epoch"]): row["eval_score"] for row in trainer.state.log_history if "eval_score" in row}
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None

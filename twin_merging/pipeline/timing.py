@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from twin_merging.backbones.blocks import states_at
 from twin_merging.backbones.features import router_input
+from twin_merging.backbones.products import faster_products
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import GroupWise, inferences
 from twin_merging.dynamic.grouping import group
@@ -88,7 +89,8 @@ def measure(stages: Stages, folder: Path, scratch: Path) -> None:
     ways: dict[str, Callable[[], object]] = {"static": lambda: [static(**batch) for batch in batches]}
     if _way(stages) != "static":
         ways["method"] = _dynamic(stages, batches, truths) if stages.is_dynamic else _routed(stages, static, batches)
-    with torch.inference_mode(), torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.autocast):
+    autocast = torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.autocast)
+    with torch.inference_mode(), autocast, faster_products(static):
         taken = in_turns({name: waited_for(way, backbone.device) for name, way in ways.items()})
     per_1000 = {name: 1000 * median(seconds) / len(rows) for name, seconds in taken.items()}
     method = per_1000.get("method", per_1000["static"])

@@ -1,0 +1,103 @@
+"""Linear layers of a plain model by oneDNN: the same answers and gradients as by torch, and only where it is faster."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from backbones.tiny_language import backbone_of, save_language
+from torch import nn
+
+from twin_merging.backbones import products
+from twin_merging.backbones.products import FasterLinear, faster_products
+from twin_merging.dynamic import kernels
+from twin_merging.dynamic.speeds import Speeds
+from twin_merging.tasks.generation import Request
+
+pytestmark = pytest.mark.skipif(not kernels.can_try_onednn("cpu", torch.float32), reason="this torch has no oneDNN")
+SPEEDS = Speeds(1e11, 1e11, 1e11, 1e11, 1e10)
+
+
+@pytest.fixture
+def onednn(monkeypatch) -> list[tuple[int, ...]]:
+    """A machine on which oneDNN is faster, for products of any size; the shapes that it was given."""
+    seen: list[tuple[int, ...]] = []
+    own = kernels.onednn
+
+    def noted(x, weight, bias=None):
+        seen.append((x.numel() // x.shape[-1], *weight.shape))
+        return own(x, weight, bias)
+
+    monkeypatch.setattr(Speeds, "of", lambda *_, **__: Speeds(**{**vars(SPEEDS), "kernel": "onednn"}))
+    monkeypatch.setattr(kernels, "SMALL", 0)
+    monkeypatch.setattr(products, "SMALL", 0)
+    monkeypatch.setattr(products, "onednn", noted)
+    return seen
+
+
+@pytest.mark.parametrize("rows", [(3, 5), (products.MANY,), (2, products.MANY)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("learns", ["all", "input", "weight"])
+def test_answers_and_gradients_are_torchs_own(onednn, rows, bias, learns):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(48, 80, bias=bias), torch.randn(*rows, 48, requires_grad=learns != "weight")
+    layer.requires_grad_(learns != "input")
+    other = copy.deepcopy(layer).double()
+    wanted = other(given := x.detach().double().requires_grad_(x.requires_grad))
+    wanted.square().sum().backward()
+    with faster_products(layer):
+        found = layer(x)
+        found.square().sum().backward()
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)
+    for mine, own in zip([x, *layer.parameters()], [given, *other.parameters()], strict=True):
+        assert (mine.grad is None) == (own.grad is None)
+        if own.grad is not None:
+            torch.testing.assert_close(mine.grad.double(), own.grad, rtol=1e-5, atol=1e-4)
+    count = torch.Size(rows).numel()
+    taken = {(count, 80, 48)}
+    if count >= products.MANY:
+        taken |= {(count, 48, 80)} if learns != "weight" else set()
+        taken |= {(80, 48, count)} if learns != "input" else set()
+    assert set(onednn) == taken
+
+
+def test_layers_are_plain_before_and_after(onednn):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4).double(), nn.ReLU(), nn.Bilinear(2, 2, 2))
+    with faster_products(model):
+        assert [type(layer) for layer in model] == [FasterLinear, nn.Linear, nn.ReLU, nn.Bilinear]
+        with faster_products(model):  # an evaluation while it learns
+            assert type(model[0]) is FasterLinear
+        assert type(model[0]) is FasterLinear
+    with pytest.raises(RuntimeError), faster_products(model):
+        model(torch.randn(2, 3))
+    assert [type(layer) for layer in model] == [nn.Linear, nn.Linear, nn.ReLU, nn.Bilinear]
+
+
+def test_nothing_changes_where_torchs_own_is_faster(monkeypatch):
+    monkeypatch.setattr(Speeds, "of", lambda *_, **__: SPEEDS)
+    layer = nn.Linear(4, 4)
+    with faster_products(layer):
+        assert type(layer) is nn.Linear
+
+
+def test_a_lower_precision_is_torchs_own(onednn):
+    layer, x = nn.Linear(48, 80), torch.randn(8, 48)
+    with faster_products(layer), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    with faster_products(layer), torch.inference_mode():
+        with pytest.raises(RuntimeError):
+            layer(x.double())
+        assert not onednn
+        layer(x)
+        assert onednn
+
+
+def test_a_language_model_answers_alike(onednn, tmp_path):
+    backbone = backbone_of(save_language(tmp_path))
+    model, requests = backbone.load(), [Request(text, 12) for text in ("abc", "a b c d", "hg fe")]
+    answers = backbone.complete(model, requests, 2, "test")
+    assert onednn
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Speeds, "of", lambda *_, **__: SPEEDS)
+        assert backbone.complete(model, requests, 2, "test") == answers
