@@ -12,6 +12,7 @@ from tiny_language import END, backbone_of, reference, save_language, some_reque
 
 from twin_merging import assets
 from twin_merging.backbones import causal_lm
+from twin_merging.backbones.causal_lm import by_length
 from twin_merging.backbones.decoding import Row
 from twin_merging.backbones.loading import load_model
 from twin_merging.dynamic.model import TwinMergedModel
@@ -252,3 +253,23 @@ def test_a_real_model_answers_batches_of_mixed_tasks_as_each_prompt_alone(smollm
     assert together[0] == " Paris"
     assert together[1] == " 5"
     assert together[4] == " cold"
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_a_batch_has_no_row_less_than_half_as_long_as_another(size):
+    lengths = [3, 900, 40, 41, 7, 80, 4, 81, 39, 5, 5]
+    batches = by_length(lengths, size)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert max(map(len, batches)) <= size
+    assert all(2 * min(lengths[row] for row in batch) >= max(lengths[row] for row in batch) for batch in batches)
+    assert len(batches) == {1: 11, 3: 5, 100: 5}[size]
+    assert by_length([], size) == []
+
+
+def test_states_do_not_depend_on_what_is_read_beside(folders):
+    backbone = backbone_of(folders["llama"])
+    model, requests = backbone.load(), [Request("abc" * count, 1) for count in (1, 12, 2, 3, 1, 5)]
+    states = backbone.states(model, requests, 4, "test")
+    for request, row in zip(requests, states, strict=True):
+        (alone,) = backbone.states(model, [request], 1, "test")
+        torch.testing.assert_close(row, alone, rtol=0, atol=1e-5)

@@ -81,16 +81,41 @@ def test_nothing_changes_where_torchs_own_is_faster(monkeypatch):
         assert type(layer) is nn.Linear
 
 
-def test_a_lower_precision_is_torchs_own(onednn):
+def test_another_dtype_is_torchs_own(onednn):
     layer, x = nn.Linear(48, 80), torch.randn(8, 48)
-    with faster_products(layer), torch.autocast("cpu", torch.bfloat16):
-        assert layer(x).dtype == torch.bfloat16
     with faster_products(layer), torch.inference_mode():
         with pytest.raises(RuntimeError):
             layer(x.double())
         assert not onednn
         layer(x)
         assert onednn
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_autocast_rounds_a_weight_once_and_gives_the_same(monkeypatch, fixed):
+    """What learns is rounded anew, also where it is evaluated in between."""
+    monkeypatch.setattr(Speeds, "of", lambda *_, **__: SPEEDS)
+    rests, learns, x = nn.Linear(48, 80).requires_grad_(False), nn.Linear(80, 8), torch.randn(8, 48)
+    model, plain = nn.Sequential(rests, learns), copy.deepcopy(nn.Sequential(rests, learns))
+    with faster_products(model, autocast=True, fixed=fixed), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        for _ in range(2):
+            with torch.inference_mode():
+                assert torch.equal(model(x), plain(x))
+            if fixed:
+                continue
+            found = [each(x).float().square().sum() for each in (model, plain)]
+            gradients = [
+                torch.autograd.grad(loss, each[1].weight) for loss, each in zip(found, (model, plain), strict=True)
+            ]
+            assert torch.equal(*(gradient for (gradient,) in gradients))
+            with torch.no_grad():
+                for each in (model, plain):
+                    each[1].weight.mul_(2)
+        assert ("rounded" in vars(rests), "rounded" in vars(learns)) == (True, fixed)
+        with torch.autocast("cpu", torch.float16):
+            assert model[0](x).dtype == torch.float16
+    assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]
+    assert not {"rounded", "keeps"} & {*vars(rests), *vars(learns)}
 
 
 def test_a_language_model_answers_alike(onednn, tmp_path):

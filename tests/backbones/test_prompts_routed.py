@@ -76,7 +76,7 @@ def test_states_are_of_the_prompts_own_tokens(folders, kind, layer):
         torch.testing.assert_close(last[row], states[-1], rtol=0, atol=1e-5)
     for block in blocks_of(model):
         block.register_forward_hook(lambda *_: ran.append(1))
-    backbone.states(model, requests, 11, "test", layer)
+    backbone.states(model, requests[:1] * 3, 11, "test", layer)
     assert len(ran) == (2 if layer < 0 else layer)
 
 

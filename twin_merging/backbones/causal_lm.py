@@ -144,12 +144,12 @@ class CausalLMBackbone:
         """
         ids = self.tokenize([request.prompt for request in requests])
         self._check_lengths(requests, ids)
-        order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
+        batches = by_length([len(row) for row in ids], batch_size)
         body: Any = language_model(model).base_model
         parts: list[Tensor] = []
         with progress(label, len(ids), "rows") as bar, self.answering(model):
-            for start in range(0, len(order), batch_size):
-                batch = self._pad([ids[row] for row in order[start : start + batch_size]], "right", body.device)
+            for rows in batches:
+                batch = self._pad([ids[row] for row in rows], "right", body.device)
                 if layer == -1:
                     states = body(**batch, use_cache=False).last_hidden_state
                 else:
@@ -159,6 +159,7 @@ class CausalLMBackbone:
                 mask = batch["attention_mask"].to(states.device)
                 parts.append(token_state(states, mask, token).cpu())
                 bar.advance(len(mask))
+        order = [row for rows in batches for row in rows]
         return torch.cat(parts)[torch.tensor(order).argsort()]
 
     def _decode(self, model: Any, rows: list[Row], ids: list[list[int]], weights: Tensor | None, bar: Progress) -> None:
@@ -212,7 +213,10 @@ class CausalLMBackbone:
         training = model.training
         model.eval()
         try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast), faster_products(model):
+            with (
+                torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast),
+                faster_products(model, self.autocast, fixed=True),
+            ):
                 yield
         finally:
             model.train(training)
@@ -223,6 +227,19 @@ def language_model(model: Any) -> PreTrainedModel:
     if isinstance(model, PreTrainedModel):
         return model
     return model.get_base_model() if hasattr(model, "get_base_model") else model.encoder
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Row numbers in batches from the longest to the shortest, in each of which no row is less than half as long as another.
+
+    One that is much longer than all others would be what they are padded to.
+    """
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if not batches or len(batches[-1]) == batch_size or 2 * lengths[row] < lengths[batches[-1][0]]:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
 
 
 def _order(requests: Sequence[Request], ids: Sequence[Sequence[int]]) -> list[int]:

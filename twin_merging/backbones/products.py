@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,31 +20,52 @@ MANY = 256  # rows from which a product is worth a transposed copy of a matrix
 
 
 @contextmanager
-def faster_products(model: nn.Module) -> Iterator[None]:
-    """Within, the float32 linear layers of a model that lies on a CPU multiply by oneDNN, if that is faster on this machine."""
+def faster_products(model: nn.Module, autocast: bool = False, fixed: bool = False) -> Iterator[None]:
+    """Within, linear layers of float32 that lie on a CPU multiply by oneDNN, if that is faster on this machine.
+
+    Under autocast a weight that does not change is rounded once, and not at each product: half of its size more in memory.
+
+    Args:
+        autocast: whether the model is going to run under it.
+        fixed: no weight changes meanwhile; else those do that have a gradient.
+    """
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _is_for_cpu(layer.weight)]
-    if not layers or Speeds.of("cpu").kernel != "onednn":
+    if not layers or not (autocast or Speeds.of("cpu").kernel == "onednn"):
         yield
         return
     for layer in layers:
         layer.__class__ = FasterLinear
+        cast(FasterLinear, layer).keeps = fixed or not layer.weight.requires_grad
     try:
         yield
     finally:
         for layer in layers:
             layer.__class__ = nn.Linear
+            for name in ("keeps", "rounded"):
+                layer.__dict__.pop(name, None)
 
 
 class FasterLinear(nn.Linear):
-    """y = x Wᵀ + c by oneDNN, and its gradients too; under autocast torch's own."""
+    """y = x Wᵀ + c by oneDNN, and its gradients too; under autocast torch's own product, which is oneDNN's, with W rounded before."""
+
+    keeps: bool
 
     def forward(self, x: Tensor) -> Tensor:
-        small = x.numel() * len(self.weight) < SMALL
-        if small or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled("cpu"):
+            return F.linear(x, self._rounded() if self.keeps else self.weight, self.bias)
+        if x.numel() * len(self.weight) < SMALL or x.dtype != torch.float32:
             return F.linear(x, self.weight, self.bias)
         if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
             return Product.apply(x, self.weight, self.bias)
         return onednn(x, self.weight, self.bias)
+
+    def _rounded(self) -> Tensor:
+        """W as autocast would round it."""
+        dtype, known = torch.get_autocast_dtype("cpu"), self.__dict__.get("rounded")
+        if known is None or known.dtype != dtype:
+            with torch.inference_mode(False), torch.no_grad():  # what is made by an evaluation is learned with later
+                known = self.__dict__["rounded"] = self.weight.to(dtype)
+        return known
 
 
 class Product(torch.autograd.Function):

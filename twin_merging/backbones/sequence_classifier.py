@@ -142,7 +142,7 @@ class SequenceClassifierBackbone:
         encoder.to(self.device).eval()
         order, parts = tokens.by_length(), []
         asked = {} if layer == -1 else {"output_hidden_states": True}
-        with progress(label, len(order), "rows") as bar, faster_products(encoder):
+        with progress(label, len(order), "rows") as bar, faster_products(encoder, self.autocast, fixed=True):
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
                 batch = self.tokenizer.pad([tokens.rows[row] for row in rows], return_tensors="pt").to(self.device)

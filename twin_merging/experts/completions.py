@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from twin_merging.backbones.causal_lm import CausalLMBackbone, language_model
+from twin_merging.backbones.causal_lm import CausalLMBackbone, by_length, language_model
 from twin_merging.config import CausalFineTuning, CausalLora
 from twin_merging.errors import UserError
 from twin_merging.evaluation.selection import record
@@ -202,13 +202,13 @@ def log_likelihood(backbone: CausalLMBackbone, model: Any, rows: Sequence[Row], 
         rows: as of ``labelled``.
         label: of the progress.
     """
-    order, total = sorted(rows, key=lambda row: -len(row["input_ids"])), torch.zeros(2)
+    total = torch.zeros(2)
     trimmed = {"logits_to_keep", "position_ids"} <= set(inspect.signature(model.forward).parameters)
-    with progress(label, len(order), "rows") as bar, backbone.answering(model):
-        for start in range(0, len(order), batch_size):
+    with progress(label, len(rows), "rows") as bar, backbone.answering(model):
+        for chosen in by_length([len(row["input_ids"]) for row in rows], batch_size):
             batch = {
                 name: value.to(model.device) if isinstance(value, Tensor) else value
-                for name, value in padded(order[start : start + batch_size], trimmed).items()
+                for name, value in padded([rows[row] for row in chosen], trimmed).items()
             }
             labels = batch.pop("labels")
             total += losses(model(**batch, use_cache=False).logits, labels).sum(0).cpu()

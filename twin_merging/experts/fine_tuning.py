@@ -117,7 +117,7 @@ def fit(
     checkpoint = _usable_checkpoint(scratch)
     if checkpoint is not None:
         log.info("  fine-tune %s goes on from step %s", label, checkpoint.rpartition("-")[2])
-    with faster_products(model):
+    with faster_products(model, backbone.autocast):
         trainer.train(resume_from_checkpoint=checkpoint)
     scores = {int(row["epoch"]): row["eval_score"] for row in trainer.state.log_history if "eval_score" in row}
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled

@@ -90,7 +90,7 @@ def measure(stages: Stages, folder: Path, scratch: Path) -> None:
     if _way(stages) != "static":
         ways["method"] = _dynamic(stages, batches, truths) if stages.is_dynamic else _routed(stages, static, batches)
     autocast = torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.autocast)
-    with torch.inference_mode(), autocast, faster_products(static):
+    with torch.inference_mode(), autocast, faster_products(static, backbone.autocast, fixed=True):
         taken = in_turns({name: waited_for(way, backbone.device) for name, way in ways.items()})
     per_1000 = {name: 1000 * median(seconds) / len(rows) for name, seconds in taken.items()}
     method = per_1000.get("method", per_1000["static"])
