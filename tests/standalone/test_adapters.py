@@ -209,7 +209,7 @@ def test_a_method_that_is_not_linear_gives_no_adapter(tmp_path, capsys):
     given = arguments(tmp_path, "llama", QV, QV)
     assert main([*given, "merge_method=pretrained", "adapter_rank=2", f"out={tmp_path / 'out'}"]) == 2
     message = capsys.readouterr().err
-    assert "adapter_rank: the result is no adapter, since pretrained is not linear" in message
+    assert "adapter_rank: the result is no adapter, since pretrained makes no product of low rank" in message
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from twin_merging.experts.completions import causal_lora
 from twin_merging.mapped import MappedCheckpoint
 from twin_merging.merging.apply import merge
 from twin_merging.merging.method import kind_of
-from twin_merging.standalone.adapter_output import WEIGHTS, merged_factors, pairs_of
+from twin_merging.standalone.adapter_output import LOW_RANK, merged_factors, pairs_of
 from twin_merging.standalone.adapter_twin import factored_knowledge
 from twin_merging.standalone.adapters import Adapter
 from twin_merging.standalone.layout import Layout
@@ -95,15 +96,33 @@ def test_static_methods_merge_products_as_they_merge_dense_matrices(layout, expe
     assert name == "pretrained" or any((found[key] - start[key]).abs().max() > 1e-3 for key in start)
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_linear_methods_are_an_adapter_again(layout, experts, name):
+@pytest.mark.parametrize("name", LOW_RANK)
+@pytest.mark.parametrize("matrices", [".*", ".*proj.*", "nothing"])
+def test_what_methods_of_low_rank_make_is_an_adapter_again(layout, name, matrices):
+    """As of dense float64 matrices, in which nothing is rounded to float32."""
     options = merge_methods[name].options()
-    weight = WEIGHTS[name](options, len(experts))
+    if hasattr(options, "matrices"):
+        options = replace(options, matrices=[matrices])
+    start = {key: layout.base[key].double() for key in layout.base}
+    wide = [
+        {**start, **{key: start[key] + _product(*pair.oriented()) for key, pair in adapter.pairs.items()}}
+        for adapter in layout.experts
+    ]
+    dense, ranks = merge(merge_methods[name].load(), options, start, wide, list(start)), set()
     for key, pairs in pairs_of(layout).items():
-        A, B = merged_factors([pair for _, pair in pairs], weight, None)
-        product = A.mT @ B.mT if pairs[0][1].transposed else B @ A
-        dense = weight * sum(expert[key].double() - layout.base[key].double() for expert in experts)
-        torch.testing.assert_close(product.double(), dense, rtol=0, atol=1e-5)
+        A, B = merged_factors(key, [pair for _, pair in pairs], options, len(wide), None)
+        product = _product(A.mT, B.mT) if pairs[0][1].transposed else _product(B, A)
+        torch.testing.assert_close(product, dense[key] - start[key], rtol=0, atol=1e-5)
+        assert A.dtype == B.dtype == torch.float32
+        assert len(A) <= sum(len(pair.A) for _, pair in pairs)
+        ranks.add(len(A))
+        smaller = merged_factors(key, [pair for _, pair in pairs], options, len(wide), 1)
+        assert len(smaller[0]) == smaller[1].shape[1] == 1
+    assert max(ranks) > 1
+
+
+def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return left.double() @ right.double()
 
 
 SHARED = merge_methods["task_arithmetic"].options(scaling=0.3)

@@ -34,16 +34,16 @@ def tsv_merge(base: Tensor, deltas: Tensor, options: TsvMerge, at: At) -> Tensor
         return base + options.scaling / len(deltas) * deltas.sum(0)
     U, S, V = decompose(deltas, max(1, min(base.shape) // len(deltas)))
     S = S * (rounding(base, deltas, S[:, 0]).unsqueeze(1) < S)
-    left, right = (_orthonormal(_joined(vectors * (S > 0).unsqueeze(1)).double()) for vectors in (U, V))
+    left, right = (orthonormal(joined(vectors * (S > 0).unsqueeze(1)).double()) for vectors in (U, V))
     return base + options.scaling * ((left * S.flatten().double()) @ right.mT).to(base.dtype)
 
 
-def _joined(vectors: Tensor) -> Tensor:
+def joined(vectors: Tensor) -> Tensor:
     """(T, m, k) as (m, Tk)."""
     return vectors.transpose(0, 1).flatten(1)
 
 
-def _orthonormal(columns: Tensor) -> Tensor:
+def orthonormal(columns: Tensor) -> Tensor:
     """U (UᵀU)^(-1/2), pseudo-inverted: PQᵀ of U = P D Qᵀ over its non-zero singular values."""
     squares, Q = torch.linalg.eigh(columns.mT @ columns)
     independent = squares > DEPENDENT**2 * squares[-1]

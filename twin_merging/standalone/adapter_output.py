@@ -1,7 +1,8 @@
-"""Several LoRA adapters as one, where the method is linear in the task vectors: exact, or cut to a rank.
+"""Several LoRA adapters as one, where the method makes a product of low rank of them: exact, or cut to a rank.
 
 Σ_t w_t s_t B_t A_t = [w_1 s_1 B_1 .. w_T s_T B_T]·[A_1; ..; A_T], of rank Σ r_t at most. Its best approximation of a smaller
-rank follows from QR decompositions of the stacked factors (paper appendix A); the dense product is never formed.
+rank follows from QR decompositions of the stacked factors (paper appendix A); the dense product is never formed. TSV-Merge and
+Iso-C are not linear in the task vectors, but what they make has that rank too (``merging.factored``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from twin_merging import checkpoints
 from twin_merging.errors import UserError
+from twin_merging.merging import factored
 from twin_merging.standalone.adapters import PEFT_PREFIX, Adapter, Pair
 from twin_merging.standalone.layout import Layout
 from twin_merging.standalone.options import MergeOptions
@@ -27,6 +29,8 @@ WEIGHTS = {
     "task_arithmetic": lambda method, experts: method.scaling,
 }
 """The methods linear in the task vectors, and the weight w_t that each gives to all of them."""
+LOW_RANK = (*WEIGHTS, *factored.METHODS)
+"""The methods that make a product of low rank of such ones."""
 
 
 def as_adapter(options: MergeOptions, method: Any, layout: Layout) -> bool:
@@ -44,7 +48,7 @@ def as_adapter(options: MergeOptions, method: Any, layout: Layout) -> bool:
         key = "adapter_rank" if options.output != "adapter" else "output"
         raise UserError(
             f"the result is no adapter, since {reason}", key=key, found=getattr(options, key),
-            expected="LoRA adapters alone and " + " or ".join(WEIGHTS), hint="output=model merges into a full model",
+            expected="LoRA adapters alone and " + " or ".join(LOW_RANK), hint="output=model merges into a full model",
         )  # fmt: skip
     return options.output != "model" and reason is None
 
@@ -55,8 +59,8 @@ def obstacle(method: Any, layout: Layout) -> str | None:
         return "experts are full models"
     if getattr(method, "gamma", None) is not None:
         return "experts have weights of their own"
-    if method.name not in WEIGHTS:
-        return f"{method.name} is not linear in the task vectors"
+    if method.name not in LOW_RANK:
+        return f"{method.name} makes no product of low rank"
     for number, expert in enumerate(adapters_of(layout)):
         if whole := sorted(set(expert.whole) & set(layout.selected)):
             return f"experts[{number}] has whole tensors such as {whole[0]} besides its factors"
@@ -70,7 +74,7 @@ def write_adapter(options: MergeOptions, method: Any, layout: Layout, folder: Pa
     """Write the merged adapter and its configuration.
 
     Args:
-        method: options of the method, one of ``WEIGHTS``.
+        method: options of the method, one of ``LOW_RANK``.
 
     Returns:
         The weight files' names.
@@ -78,7 +82,6 @@ def write_adapter(options: MergeOptions, method: Any, layout: Layout, folder: Pa
     Raises:
         UserError: if a factor holds NaN or infinity.
     """
-    weight = WEIGHTS[method.name](method, len(layout.experts))
     dtype = torch.float32 if options.dtype == "base" else getattr(torch, options.dtype)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
@@ -86,7 +89,7 @@ def write_adapter(options: MergeOptions, method: Any, layout: Layout, folder: Pa
         for number, pair in pairs:
             checkpoints.check_finite(pair.A, f"experts[{number}]: {name}: A")
             checkpoints.check_finite(pair.B, f"experts[{number}]: {name}: B")
-        A, B = merged_factors([pair for _, pair in pairs], weight, options.adapter_rank)
+        A, B = merged_factors(name, [pair for _, pair in pairs], method, len(layout.experts), options.adapter_rank)
         _, first = pairs[0]
         ranks[first.module] = len(A)
         ends = ("lora_embedding_A", "lora_embedding_B") if first.embedding else ("lora_A.weight", "lora_B.weight")
@@ -99,15 +102,27 @@ def write_adapter(options: MergeOptions, method: Any, layout: Layout, folder: Pa
     return [ADAPTER_WEIGHTS]
 
 
-def merged_factors(pairs: Sequence[Pair], weight: float, rank: int | None) -> tuple[Tensor, Tensor]:
-    """A (r, n) and B (m, r) with B·A = Σ weight·s_t·B_t·A_t, or its best approximation of a smaller rank."""
-    left = [pair.B.float() * (weight * pair.scale) for pair in pairs]
-    right = [pair.A.float() for pair in pairs]
+def merged_factors(
+    name: str, pairs: Sequence[Pair], method: Any, experts: int, rank: int | None
+) -> tuple[Tensor, Tensor]:
+    """A (r, n) and B (m, r) whose product is a method's τ of one parameter, or its best approximation of a smaller rank.
+
+    Args:
+        pairs: of the adapters that change it.
+        experts: how many merge.
+        rank: at most; None: what the method makes.
+    """
+    left, right = [pair.B.float() * pair.scale for pair in pairs], [pair.A.float() for pair in pairs]
+    if method.name in WEIGHTS:
+        left = [B * WEIGHTS[method.name](method, experts) for B in left]
+    else:
+        A, B = factored.merged(name, left, right, experts, method)
+        left, right = [B], [A]
     if rank is None or sum(len(A) for A in right) <= rank:
         return torch.cat(right), torch.cat(left, 1)
     from twin_merging.sparsifiers.low_rank import svd_of_sums  # which loads scipy
 
-    factors = svd_of_sums(left, right, torch.ones(1, len(pairs)), rank)
+    factors = svd_of_sums(left, right, torch.ones(1, len(left)), rank)
     root = factors.S[0].sqrt()
     return root.unsqueeze(1) * factors.V[0].mT, factors.U[0] * root
 

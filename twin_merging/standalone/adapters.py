@@ -1,4 +1,4 @@
-"""PEFT LoRA adapters: as experts of a merge, and as its result where the method is linear in the task vectors.
+"""PEFT LoRA adapters: as experts of a merge, and as its result where the method is linear in the task vectors, or makes as low a rank.
 
 ΔW = s·B·A with s = α/r, or α/√r for rank-stabilized LoRA. A sum of such products has the stacked factors, exactly:
 Σ w_t s_t B_t A_t = [w_1 s_1 B_1 .. w_T s_T B_T]·[A_1; ..; A_T].

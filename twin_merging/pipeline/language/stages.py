@@ -135,7 +135,7 @@ class LanguageStages(Graph):
         if can_draw(component.load()):
             options["seed"] = self.run.seed
         load = by("language.merging", "merged", self, method)
-        return Stage("merge", method.name, options, inputs, load, version=3)
+        return Stage("merge", method.name, options, inputs, load, version=4)
 
     @cached_property
     def exclusive(self) -> Stage:
