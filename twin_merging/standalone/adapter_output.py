@@ -18,7 +18,6 @@ from torch import Tensor
 
 from twin_merging import checkpoints
 from twin_merging.errors import UserError
-from twin_merging.merging import factored
 from twin_merging.standalone.adapters import PEFT_PREFIX, Adapter, Pair
 from twin_merging.standalone.layout import Layout
 from twin_merging.standalone.options import MergeOptions
@@ -29,7 +28,7 @@ WEIGHTS = {
     "task_arithmetic": lambda method, experts: method.scaling,
 }
 """The methods linear in the task vectors, and the weight w_t that each gives to all of them."""
-LOW_RANK = (*WEIGHTS, *factored.METHODS)
+LOW_RANK = (*WEIGHTS, "tsv_merge", "iso_c")
 """The methods that make a product of low rank of such ones."""
 
 
@@ -116,6 +115,8 @@ def merged_factors(
     if method.name in WEIGHTS:
         left = [B * WEIGHTS[method.name](method, experts) for B in left]
     else:
+        from twin_merging.merging import factored  # which loads scipy
+
         A, B = factored.merged(name, left, right, experts, method)
         left, right = [B], [A]
     if rank is None or sum(len(A) for A in right) <= rank:
