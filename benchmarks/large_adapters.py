@@ -63,7 +63,7 @@ def _bytes(folder: Path) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--limit", type=float, default=0.65, help="memory over the base's bytes")
+    parser.add_argument("--limit", type=float, default=0.5, help="memory over the base's bytes")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

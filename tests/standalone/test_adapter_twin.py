@@ -160,6 +160,9 @@ def test_the_shared_expert_is_an_adapter_that_peft_loads_and_a_twin_adds_to_its_
     torch.testing.assert_close(answers(twins[0]), answers(merged), rtol=1e-4, atol=1e-5)
     half = TwinMergedModel.from_pretrained(tmp_path / "auto", dtype=torch.bfloat16)
     assert half(input_ids=IDS, weights=weights).logits.dtype == torch.bfloat16
+    for (name, rounded), whole in zip(half.state_dict().items(), twins[0].state_dict().values(), strict=True):
+        assert rounded.dtype == torch.bfloat16 or not rounded.is_floating_point(), name
+        assert torch.equal(rounded, whole.to(rounded.dtype)), name  # the sum is rounded once
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(UserError) as caught:
         TwinMergedModel.from_pretrained(tmp_path / "auto")

@@ -73,13 +73,16 @@ def _shared_expert(folder: Path, dtype: torch.dtype, base: str | None) -> tuple[
     model, name = read(found.folder)
     adapted = Adapter(found.weights, shared)
     with torch.no_grad():
-        for parameter in adapted.pairs:
-            if adapted.shape(parameter) != found.weights.entries[parameter].shape:
+        for parameter, pair in adapted.pairs.items():
+            entry, own = found.weights.entries[parameter], model.get_parameter(parameter)
+            if adapted.shape(parameter) != entry.shape:
                 raise UserError(
                     "the shared expert's adapter does not fit this base", key=BASE, found=given,
                     expected=f"{parameter} of {list(adapted.shape(parameter))}",
                 )  # fmt: skip
-            model.get_parameter(parameter).copy_(adapted[parameter])
+            # θ₀ is read once more only where the model has rounded it: its file would be in memory twice
+            is_rounded = torch.promote_types(own.dtype, entry.dtype) != own.dtype
+            own.copy_(pair.product().add_(found.weights[parameter] if is_rounded else own))
     return model, name
 
 
