@@ -11,6 +11,7 @@ from twin_merging.reproducing.cells import Plan
 from twin_merging.reproducing.item import Row
 
 Results = dict[str, dict[str, Any]]
+WIDEST = 12  # letters of a name that fit below a cell
 
 
 def results_of(plan: Plan, results: Results, row: Row) -> list[dict[str, Any]]:
@@ -54,7 +55,10 @@ def _weights(figure: Figure, plan: Plan, rows: list[tuple[str, dict[str, float]]
     for (place, column), value in np.ndenumerate(values):
         text, colour = (f"{value:.2f}", "white" if value > 0.55 else "black") if value == value else ("·", "#888888")
         axes.text(column, place, text, ha="center", va="center", color=colour, fontsize=8)
-    axes.set_xticks(range(len(experts)), [plan.item.task_heads.get(name, name) for name in experts])
+    heads = [plan.item.task_heads.get(name, name) for name in experts]
+    longest = max(map(len, heads))
+    tilted: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if longest > WIDEST else {}
+    axes.set_xticks(range(len(experts)), heads, **tilted)
     axes.set_yticks(range(len(rows)), [head for head, _ in rows])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
