@@ -13,7 +13,8 @@ from tiny_language import END, backbone_of, reference, save_language, some_reque
 from twin_merging import assets
 from twin_merging.backbones import causal_lm
 from twin_merging.backbones.causal_lm import by_length
-from twin_merging.backbones.decoding import Row
+from twin_merging.backbones.decoding import Decoding, Row
+from twin_merging.backbones.kv_cache import RoomyLayer
 from twin_merging.backbones.loading import load_model
 from twin_merging.dynamic.model import TwinMergedModel
 from twin_merging.errors import UserError
@@ -273,3 +274,18 @@ def test_states_do_not_depend_on_what_is_read_beside(folders):
     for request, row in zip(requests, states, strict=True):
         (alone,) = backbone.states(model, [request], 1, "test")
         torch.testing.assert_close(row, alone, rtol=0, atol=1e-5)
+
+
+def test_what_was_read_is_copied_seldom(folders, monkeypatch):
+    """Whether or not beginnings are shared and rows leave: all layers have room."""
+    kinds, own = [], Decoding.__call__
+
+    def seen(decoding, model, input_ids, **given):
+        ids = own(decoding, model, input_ids, **given)
+        kinds.extend(type(layer) for layer in given["past_key_values"].layers)
+        return ids
+
+    monkeypatch.setattr(Decoding, "__call__", seen)
+    backbone = backbone_of(folders["llama"])
+    backbone.complete(backbone.load(), some_requests(), 4, "test")
+    assert set(kinds) == {RoomyLayer}

@@ -95,7 +95,8 @@ def test_another_dtype_is_torchs_own(onednn):
 def test_autocast_rounds_a_weight_once_and_gives_the_same(monkeypatch, fixed):
     """What learns is rounded anew, also where it is evaluated in between."""
     monkeypatch.setattr(Speeds, "of", lambda *_, **__: SPEEDS)
-    rests, learns, x = nn.Linear(48, 80).requires_grad_(False), nn.Linear(80, 8), torch.randn(8, 48)
+    rests, learns = nn.Linear(48, 80).requires_grad_(False), nn.Linear(80, 8)
+    x = torch.randn(8, 48, requires_grad=True)
     model, plain = nn.Sequential(rests, learns), copy.deepcopy(nn.Sequential(rests, learns))
     with faster_products(model, autocast=True, fixed=fixed), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         for _ in range(2):
@@ -113,6 +114,7 @@ def test_autocast_rounds_a_weight_once_and_gives_the_same(monkeypatch, fixed):
                     each[1].weight.mul_(2)
         assert ("rounded" in vars(rests), "rounded" in vars(learns)) == (True, fixed)
         with torch.autocast("cpu", torch.float16):
+            assert torch.equal(model[0](x), plain[0](x))
             assert model[0](x).dtype == torch.float16
     assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]
     assert not {"rounded", "keeps"} & {*vars(rests), *vars(learns)}

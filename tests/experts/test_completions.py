@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from importlib.util import find_spec
@@ -20,7 +21,7 @@ from twin_merging.backbones.causal_lm import CausalLMBackbone
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import CausalFineTuning, CausalLora
 from twin_merging.errors import UserError
-from twin_merging.experts import completions
+from twin_merging.experts import completions, fine_tuning
 from twin_merging.experts.completions import causal_fine_tuning, causal_lora, labelled, padded, train_completions
 from twin_merging.tasks.generation import Example, Request
 
@@ -205,6 +206,23 @@ def test_all_parameters_are_an_ordinary_folder(backbone, tmp_path):
     learnt = Checkpoint(tmp_path / "expert")
     assert set(learnt) == set(start)
     assert all((learnt[name] - start[name]).abs().max() > 1e-4 for name in start)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_rounding_once_what_rests_changes_nothing_of_what_is_learned(backbone, tmp_path, monkeypatch, kind):
+    """Under autocast, with evaluations in between."""
+    lower = CausalLMBackbone(backbone.options, backbone.folder, torch.device("cpu"), True)
+    found = []
+    for place, products in (("ours", fine_tuning.faster_products), ("plain", lambda *_, **__: nullcontext())):
+        monkeypatch.setattr(fine_tuning, "faster_products", products)
+        if kind == "lora":
+            causal_lora(lower, "next", TRAIN, HELD_OUT, LORA, 0, tmp_path / place, tmp_path / f"{place}.part")
+        else:
+            causal_fine_tuning(lower, "next", TRAIN, HELD_OUT, FULL, 0, tmp_path / place, tmp_path / f"{place}.part")
+        (file,) = (tmp_path / place).glob("*.safetensors")
+        found.append(load_file(file))
+    for name, tensor in found[0].items():
+        assert torch.equal(tensor, found[1][name]), name
 
 
 @pytest.mark.parametrize("kind", ["lora", "full", "grouped"])
