@@ -121,3 +121,5 @@ def test_an_item_on_another_suite(name, rows, given, tmp_path):
             wanted = [tokens / 1e6, making, result["inference"]["seconds_per_1000"], result["average_normalized"]]
             assert shown == pytest.approx(wanted)
             assert (tokens > 0) == (record["row"] != "Model Merging")
+            (line,) = (line for line in markdown.splitlines() if line.startswith(f"| {record['row']} |"))
+            assert f"| {tokens / 1e6:.3f} |" in line  # some thousands, in millions

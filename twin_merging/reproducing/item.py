@@ -39,6 +39,7 @@ class Column:
 
     Args:
         scale: what ours is multiplied with to be in ``unit``.
+        decimals: how many ours has.
     """
 
     key: str
@@ -47,6 +48,7 @@ class Column:
     tasks: tuple[str, ...] = ()
     unit: str = ""
     scale: float = 1.0
+    decimals: int = 1
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Shown:
     unit: str
     part: str
     value: Callable[[dict[str, Any]], float | None]
+    decimals: int = 1
 
 
 def item_table(plan: Plan, done: Done) -> Table:
@@ -62,7 +63,7 @@ def _shown(plan: Plan) -> list[Shown]:
                 Shown(task, item.task_heads.get(task, task), item.each_task, "task", _of_task(task, item.each_task))
             )
     for column in item.columns:
-        shown.append(Shown(column.key, column.head, column.unit, "summary", _of_job(column)))
+        shown.append(Shown(column.key, column.head, column.unit, "summary", _of_job(column), column.decimals))
     return shown
 
 
@@ -105,7 +106,7 @@ def _row(
     cells = [Cell(row.head, (row.head,)), Cell(count, (seeds,))]
     for each in shown:
         ours = estimate([each.value(result) for result in results])
-        cells.append(_cell(plan, ours, row.paper.get(each.key)))
+        cells.append(_cell(plan, ours, row.paper.get(each.key), each.decimals))
     for each in references:
         paper = row.paper.get(each.key)
         cells.append(Cell(MISSING if paper is None else _printed(paper) + _mark(plan.item, row, each.key), (paper,)))
@@ -116,8 +117,8 @@ def _row(
     return tuple(cells)
 
 
-def _cell(plan: Plan, ours: Estimate | None, paper: float | str | None) -> Cell:
-    text = ours.text(decimals=1) if ours else MISSING
+def _cell(plan: Plan, ours: Estimate | None, paper: float | str | None, decimals: int) -> Cell:
+    text = ours.text(decimals=decimals) if ours else MISSING
     values: tuple[Scalar, ...] = (ours.mean, ours.half_width) if ours else (None, None)
     if not plan.comparable:
         return Cell(text, values)
@@ -125,7 +126,7 @@ def _cell(plan: Plan, ours: Estimate | None, paper: float | str | None) -> Cell:
     shown = [
         text,
         MISSING if paper is None else _printed(paper) + "†",
-        MISSING if difference is None else f"{difference:+.1f}",
+        MISSING if difference is None else f"{difference:+.{decimals}f}",
     ]
     return Cell(" / ".join(shown), (*values, paper, difference))
 
