@@ -89,7 +89,8 @@ def test_a_killed_process_leaves_nothing_half_written_and_the_next_run_finishes(
 
 def test_what_a_killed_process_left_can_be_cleaned(tmp_path):
     killed = start(tmp_path, pause=60)
-    wait_for(lambda: list((tmp_path / "cache").glob("unfinished/*/progress.txt")))
+    unfinished = (tmp_path / "cache").glob
+    wait_for(lambda: [file.read_text() for file in unfinished("unfinished/*/progress.txt")] == ["progress"])
     assert clean(tmp_path / "cache") == 0  # it is being computed
     killed.send_signal(signal.SIGKILL)
     killed.wait(timeout=30)
