@@ -11,7 +11,7 @@ from oracles import wudi as oracle
 from twin_merging.config import Wudi
 from twin_merging.merging.apply import merge
 from twin_merging.merging.method import At
-from twin_merging.merging.wudi import least_disturbing, wudi
+from twin_merging.merging.wudi import curvature, least_disturbing, wudi
 
 STEPS = 40
 
@@ -65,6 +65,28 @@ def test_equals_adam_on_the_loss_by_autograd(shape, dtype):
     fast, slow = least_disturbing(deltas, 300, 1e-5), by_autograd(deltas, 300, 1e-5)
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-9 if dtype == torch.float64 else 3e-6)
     assert (fast - deltas.sum(0)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_few_directions_take_a_small_product_and_give_the_same(shape, dtype):
+    tall, wide = random_case((shape[0], 2), 3, seed=1)[1], random_case((2, shape[1]), 3, seed=2)[1]
+    deltas = (0.01 * tall @ wide).to(dtype)
+    joined = torch.nn.functional.normalize(deltas.flatten(1)).view_as(deltas).flatten(0, 1)
+    left, right = curvature(joined)
+    assert (left.shape, right.shape) == ((shape[1], 6), (6, shape[1]))
+    torch.testing.assert_close(left @ right, 2 * joined.mT @ joined)
+    fast, slow = least_disturbing(deltas, 300, 1e-5), by_autograd(deltas, 300, 1e-5)
+    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-9 if dtype == torch.float64 else 3e-6)
+    assert (fast - deltas.sum(0)).abs().max() > 1e-4
+
+
+def test_many_directions_take_the_whole_product():
+    joined = random_case((40, 24), 1)[1].flatten(0, 1)
+    left, right = curvature(joined)
+    assert left is None
+    torch.testing.assert_close(right, 2 * joined.mT @ joined)
+    assert curvature(torch.full((3, 8), torch.nan))[0] is None
 
 
 def test_many_steps_reach_the_least_disturbance():

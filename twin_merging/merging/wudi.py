@@ -36,17 +36,36 @@ def least_disturbing(deltas: Tensor, steps: int, lr: float) -> Tensor:
     total = deltas.sum(0)
     norms = deltas.flatten(1).norm(dim=1)
     units = deltas / torch.where(norms > 0, norms, 1).view(-1, 1, 1)
-    joined = units.flatten(0, 1)
-    curvature = 2 * joined.mT @ joined
+    left, right = curvature(units.flatten(0, 1))
     start = 2 * _gradient(total - deltas, units)
     # what is added to Σ τ_t is optimized, so that its rounding is no larger than itself
     added = torch.nn.Parameter(torch.zeros_like(total))
     adam = torch.optim.Adam([added], lr=lr, fused=True)
     added.grad = torch.empty_like(total)
     for _ in range(steps):
-        torch.addmm(start, added.detach(), curvature, out=added.grad)
+        torch.addmm(start, added.detach() @ left if left is not None else added.detach(), right, out=added.grad)
         adam.step()
     return total + added.detach()
+
+
+def curvature(joined: Tensor) -> tuple[Tensor | None, Tensor]:
+    """2 Σ u_tᵀu_t of u_t one below the other, (T m, n), as left (n, k) @ right (k, n) where its rank k is small.
+
+    Experts learned as adapters have few directions: there a step costs 2 m n k in place of m n². The directions are those of
+    random products (Halko et al. 2011); left is None, and right the matrix itself, where these leave more than rounding.
+    """
+    whole = 2 * joined.double().mT @ joined.double()
+    n, rounding = len(whole), len(whole) * torch.finfo(torch.float64).eps
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(n, n // 4, generator=generator, dtype=torch.float64).to(whole.device)
+    directions = torch.linalg.qr(whole @ probes).Q
+    rows = directions.mT @ whole
+    if not (whole - directions @ rows).norm() <= max(rounding, torch.finfo(joined.dtype).eps) * whole.norm():
+        return None, whole.to(joined.dtype)
+    found = torch.linalg.svd(rows, full_matrices=False)
+    kept = int(torch.count_nonzero(found.S > found.S[:1].mul(rounding)))
+    left, right = directions @ found.U[:, :kept], found.S[:kept, None] * found.Vh[:kept]
+    return left.to(joined.dtype), right.to(joined.dtype)
 
 
 def _gradient(others: Tensor, units: Tensor) -> Tensor:
