@@ -83,7 +83,10 @@ def test_integer_buffers_are_no_parameters():
     assert Stack(state, [state], ["w", "ids"]).names == ["w"]
 
 
-def test_jobs_in_flight_need_no_more_than_the_largest_alone():
+@pytest.mark.parametrize(("small", "expected"), [(0, 10), (8, 10), (12, 12)])
+def test_jobs_in_flight_need_no_more_than_the_largest_alone_or_than_small_ones(small, expected, monkeypatch):
+    monkeypatch.setattr(module, "SMALL", small)
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: range(3), raising=False)
     running, most, lock = 0, 0, threading.Lock()
 
     def job(cost: int) -> int:
@@ -96,10 +99,10 @@ def test_jobs_in_flight_need_no_more_than_the_largest_alone():
             running -= cost
         return cost
 
-    costs = [1, 3, 2, 10, 4, 4, 1, 6, 10, 5]
+    costs = [4, 4, 4, 10, 1, 3, 2, 6, 10, 5]
     done = [result for _, result in in_parallel(job, [(cost,) for cost in costs], "test", cost=lambda cost: cost)]
     assert sorted(done) == sorted(costs)
-    assert most == 10
+    assert most == expected
 
 
 def test_a_failing_job_ends_the_others():

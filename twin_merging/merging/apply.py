@@ -43,7 +43,7 @@ def merge_into(
     """Merge a stack's parameters and hand the result over as it comes, in no set order, from several threads.
 
     An elementwise method reads pieces that fit the cache; another one whole tensors, of which so many are in flight as
-    together take no more memory than the largest: about (T + 2) times its size.
+    together take no more memory than the largest (or than 8 Mi numbers): about (T + 2) times its size.
 
     Args:
         method: ``(base, stacked, options) -> merged`` of one parameter, or ``(base, stacked, options, at)``; its
@@ -99,7 +99,7 @@ def modularize(
 ) -> None:  # fmt: skip
     """v_t = sparsify(θ_t − θ_s) of each parameter, for all experts at once (paper equation 2), handed over as it comes.
 
-    As many parameters are in flight as together take no more memory than the largest.
+    As many parameters are in flight as together take no more memory than the largest (or than 8 Mi numbers).
 
     Args:
         keep: takes a parameter's name and what its ``sparsify`` gave, in no set order, from several threads.

@@ -19,6 +19,7 @@ from twin_merging.progress import progress
 
 BLOCK = 1 << 16  # numbers of a piece: those of eight experts fit a core's cache
 TURN = 64 * BLOCK  # numbers that a worker takes at a time
+SMALL = 1 << 23  # numbers of parameters that may be in flight together, however small the largest is
 Result = TypeVar("Result")
 
 
@@ -101,14 +102,15 @@ def in_parallel(
     """``function(*job)`` of each job, on all cores, with progress; (job, result) as they come.
 
     Args:
-        cost: a job's numbers in memory: so many jobs run at once as together need no more than the largest alone.
+        cost: a job's numbers in memory: so many jobs run at once as together need no more than the largest alone, or than
+            ``SMALL``.
         amount: a job's share of the progress; 1 without it.
 
     Raises:
         Exception: the first of a job; jobs that had not started by then never do.
     """
     workers = max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, len(jobs)))
-    room = _Room(max((cost(*job) for job in jobs), default=0) if cost else 0)
+    room = _Room(max([SMALL, *(cost(*job) for job in jobs)]) if cost else 0)
     total = sum(amount(*job) for job in jobs) if amount else len(jobs)
 
     def run(job: tuple) -> Result:

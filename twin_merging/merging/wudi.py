@@ -55,16 +55,16 @@ def curvature(joined: Tensor) -> tuple[Tensor | None, Tensor]:
     random products (Halko et al. 2011); left is None, and right the matrix itself, where these leave more than rounding.
     """
     whole = 2 * joined.double().mT @ joined.double()
-    n, rounding = len(whole), len(whole) * torch.finfo(torch.float64).eps
+    n, eps = len(whole), torch.finfo(joined.dtype).eps
     generator = torch.Generator().manual_seed(0)
     probes = torch.randn(n, n // 4, generator=generator, dtype=torch.float64).to(whole.device)
     directions = torch.linalg.qr(whole @ probes).Q
     rows = directions.mT @ whole
-    if not (whole - directions @ rows).norm() <= max(rounding, torch.finfo(joined.dtype).eps) * whole.norm():
+    if not (whole - directions @ rows).norm() <= 10 * eps * whole.norm():
         return None, whole.to(joined.dtype)
-    found = torch.linalg.svd(rows, full_matrices=False)
-    kept = int(torch.count_nonzero(found.S > found.S[:1].mul(rounding)))
-    left, right = directions @ found.U[:, :kept], found.S[:kept, None] * found.Vh[:kept]
+    u, values, v = torch.linalg.svd(rows, full_matrices=False)
+    kept = int((values > eps * values[:1]).sum())
+    left, right = directions @ u[:, :kept], values[:kept, None] * v[:kept]
     return left.to(joined.dtype), right.to(joined.dtype)
 
 
