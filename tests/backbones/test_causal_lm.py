@@ -12,7 +12,6 @@ from tiny_language import END, backbone_of, reference, save_language, some_reque
 
 from twin_merging import assets
 from twin_merging.backbones import causal_lm
-from twin_merging.backbones.causal_lm import by_length
 from twin_merging.backbones.decoding import Decoding, Row
 from twin_merging.backbones.kv_cache import RoomyLayer
 from twin_merging.backbones.loading import load_model
@@ -254,17 +253,6 @@ def test_a_real_model_answers_batches_of_mixed_tasks_as_each_prompt_alone(smollm
     assert together[0] == " Paris"
     assert together[1] == " 5"
     assert together[4] == " cold"
-
-
-@pytest.mark.parametrize("size", [1, 3, 100])
-def test_a_batch_has_no_row_less_than_half_as_long_as_another(size):
-    lengths = [3, 900, 40, 41, 7, 80, 4, 81, 39, 5, 5]
-    batches = by_length(lengths, size)
-    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
-    assert max(map(len, batches)) <= size
-    assert all(2 * min(lengths[row] for row in batch) >= max(lengths[row] for row in batch) for batch in batches)
-    assert len(batches) == {1: 11, 3: 5, 100: 5}[size]
-    assert by_length([], size) == []
 
 
 def test_states_do_not_depend_on_what_is_read_beside(folders):

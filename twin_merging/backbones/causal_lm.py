@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicLayer
 from twin_merging.backbones.blocks import states_at
 from twin_merging.backbones.decoding import WORTH_SHARING, Decoding, Row, common_start
 from twin_merging.backbones.features import token_state
+from twin_merging.backbones.lengths import by_length
 from twin_merging.backbones.loading import check_loaded, load_model, load_tokenizer
 from twin_merging.backbones.products import faster_products
 from twin_merging.config import CausalLM
@@ -144,8 +145,8 @@ class CausalLMBackbone:
         """
         ids = self.tokenize([request.prompt for request in requests])
         self._check_lengths(requests, ids)
-        batches = by_length([len(row) for row in ids], batch_size)
         body: Any = language_model(model).base_model
+        batches = by_length([len(row) for row in ids], batch_size, body.device)
         parts: list[Tensor] = []
         with progress(label, len(ids), "rows") as bar, self.answering(model):
             for rows in batches:
@@ -168,16 +169,19 @@ class CausalLMBackbone:
             weights = model.route(**self._pad(ids, "right", own.device))
         routed = {} if weights is None else {"weights": weights.to(own.device)}
         alike = weights is None or bool((weights == weights[0]).all())
-        shared = common_start(ids) if alike and _can_share(own) else 0
+        can_share = _can_share(own)
+        shared = common_start(ids) if alike and can_share else 0
+        lengths = [len(row) for row in ids]
+        parts = by_length(lengths, len(ids), own.device) if can_share and not shared else []
 
-        def leave(stay: Tensor) -> None:
+        def use(chosen: Tensor) -> None:
             if routed:
-                model.mixture.weights = routed["weights"] = routed["weights"][stay]
+                model.mixture.weights = routed["weights"][chosen]
 
         model.generate(
             **self._pad(ids, "left", own.device, shared), **routed, do_sample=False, num_beams=1,
             max_new_tokens=max(row.request.max_new_tokens for row in rows), pad_token_id=self.tokenizer.pad_token_id,
-            custom_generate=Decoding(rows, shared, leave, bar.advance),
+            custom_generate=Decoding(rows, shared, parts, use, bar.advance),
         )  # fmt: skip
 
     def _pad(self, ids: list[list[int]], side: str, device: torch.device, start: int = 0) -> dict[str, Tensor]:
@@ -227,19 +231,6 @@ def language_model(model: Any) -> PreTrainedModel:
     if isinstance(model, PreTrainedModel):
         return model
     return model.get_base_model() if hasattr(model, "get_base_model") else model.encoder
-
-
-def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Row numbers in batches from the longest to the shortest, in each of which no row is less than half as long as another.
-
-    One that is much longer than all others would be what they are padded to.
-    """
-    batches: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if not batches or len(batches[-1]) == batch_size or 2 * lengths[row] < lengths[batches[-1][0]]:
-            batches.append([])
-        batches[-1].append(row)
-    return batches
 
 
 def _order(requests: Sequence[Request], ids: Sequence[Sequence[int]]) -> list[int]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
 
 from twin_merging.backbones.kv_cache import give_room
 from twin_merging.tasks.generation import Request
@@ -65,30 +67,29 @@ class Decoding:
     Args:
         rows: of the batch, in its order.
         shared: how many tokens all prompts begin with: they are read once, not once a row.
-        leave: is told which of the rows that were still there stay.
+        parts: numbers of rows of about the same length: prompts are read part by part, which saves padding. Up to one
+            part: all together.
+        use: is told the numbers of the rows that the model reads next.
         finished: is told how many rows are newly done.
     """
 
     def __init__(
-        self, rows: Sequence[Row], shared: int, leave: Callable[[Tensor], None], finished: Callable[[int], None]
-    ):
-        self.rows, self.shared, self.leave, self.finished = list(rows), shared, leave, finished
+        self, rows: Sequence[Row], shared: int, parts: Sequence[list[int]], use: Callable[[Tensor], None],
+        finished: Callable[[int], None],
+    ):  # fmt: skip
+        self.rows, self.shared, self.parts, self.use, self.finished = list(rows), shared, parts, use, finished
 
     def __call__(self, model: Any, input_ids: Tensor, **given: Any) -> Tensor:
         """Answer all rows; the answers are in them."""
         state = {name: value for name, value in given.items() if name not in UNUSED}
-        running, unread = self.rows, None
         give_room(state.get("past_key_values"))
-        if self.shared:
-            few = {name: state[name] for name in ("past_key_values", "logits_to_keep") if name in state}
-            read = model(input_ids=input_ids[:1, : self.shared], use_cache=True, **few).past_key_values
-            read.batch_repeat_interleave(len(input_ids))
-            state["past_key_values"], unread = read, input_ids.shape[1] - self.shared
-        asked = model.prepare_inputs_for_generation(
-            input_ids, next_sequence_length=unread, is_first_iteration=True, **state
-        )
+        running, numbers = self.rows, torch.arange(len(self.rows))  # on the CPU, whence they index what is anywhere
+        if len(self.parts) > 1 and not self.shared and type(state.get("past_key_values")) is DynamicCache:
+            outputs = self._read_by_parts(model, input_ids, state)
+            self.use(numbers)
+        else:
+            outputs = model(**self._asked_first(model, input_ids, state), return_dict=True)
         while True:
-            outputs = model(**asked, return_dict=True)
             state = model._update_model_kwargs_for_generation(outputs, state)
             logits = outputs.logits[:, -1]
             tokens = logits.argmax(-1).tolist()
@@ -105,11 +106,47 @@ class Decoding:
             if not left:
                 return input_ids
             if 2 * len(left) <= len(running):
-                stay = torch.tensor(left)  # on the CPU, whence it indexes what lies on several devices
+                stay = torch.tensor(left)
                 running, input_ids = [running[number] for number in left], input_ids[stay]
                 state = {name: _of_rows(value, stay) for name, value in state.items()}
-                self.leave(stay)
+                numbers = numbers[stay]
+                self.use(numbers)
             asked = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **state)
+            outputs = model(**asked, return_dict=True)
+
+    def _asked_first(self, model: Any, input_ids: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+        """What the model is given to read all prompts, after their common beginning if there is one."""
+        unread = None
+        if self.shared:
+            few = {name: state[name] for name in ("past_key_values", "logits_to_keep") if name in state}
+            read = model(input_ids=input_ids[:1, : self.shared], use_cache=True, **few).past_key_values
+            read.batch_repeat_interleave(len(input_ids))
+            state["past_key_values"], unread = read, input_ids.shape[1] - self.shared
+        return model.prepare_inputs_for_generation(
+            input_ids, next_sequence_length=unread, is_first_iteration=True, **state
+        )
+
+    def _read_by_parts(self, model: Any, input_ids: Tensor, state: dict[str, Any]) -> Any:
+        """What the model gives for all prompts, each part padded to its own longest and not to that of all."""
+        mask, caches, logits = state["attention_mask"], [], []
+        for part in self.parts:
+            chosen = torch.tensor(part)
+            start = int((mask[chosen].sum(0) == 0).sum())  # padding of all its rows
+            self.use(chosen)
+            own = {name: _places(value, chosen, start, mask.shape) for name, value in state.items()}
+            own["past_key_values"] = DynamicCache(config=model.config)
+            asked = model.prepare_inputs_for_generation(input_ids[chosen, start:], is_first_iteration=True, **own)
+            outputs = model(**asked, return_dict=True)
+            caches.append(outputs.past_key_values)
+            logits.append(outputs.logits[:, -1:])
+        places = torch.tensor([row for part in self.parts for row in part]).argsort()
+        for number, layer in enumerate(state["past_key_values"].layers):
+            read = [cache.layers[number] for cache in caches]
+            layer.update(
+                *(_side_by_side(each)[places] for each in ([of.keys for of in read], [of.values for of in read]))
+            )
+        outputs.logits, outputs.past_key_values = torch.cat(logits)[places], state["past_key_values"]
+        return outputs
 
 
 def common_start(ids: list[list[int]]) -> int:
@@ -122,6 +159,17 @@ def common_start(ids: list[list[int]]) -> int:
 
 WORTH_SHARING = 32
 UNUSED = ("logits_processor", "stopping_criteria", "generation_config")
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Keys or values of all parts, (rows, heads, tokens, d), with zeros in the place of padding, which is never read."""
+    longest = max(part.shape[-2] for part in parts)
+    return torch.cat([pad(part, (0, 0, longest - part.shape[-2], 0)) for part in parts])
+
+
+def _places(value: Any, rows: Tensor, start: int, shape: torch.Size) -> Any:
+    """What is told of each token of a batch, (rows, tokens), of some rows and from a token on."""
+    return value[rows, start:] if isinstance(value, Tensor) and value.shape == shape else value
 
 
 def _of_rows(value: Any, rows: Tensor) -> Any:

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from twin_merging.backbones.causal_lm import CausalLMBackbone, by_length, language_model
+from twin_merging.backbones.causal_lm import CausalLMBackbone, language_model
+from twin_merging.backbones.lengths import by_length
 from twin_merging.config import CausalFineTuning, CausalLora
 from twin_merging.errors import UserError
 from twin_merging.evaluation.selection import record
@@ -205,7 +206,7 @@ def log_likelihood(backbone: CausalLMBackbone, model: Any, rows: Sequence[Row], 
     total = torch.zeros(2)
     trimmed = {"logits_to_keep", "position_ids"} <= set(inspect.signature(model.forward).parameters)
     with progress(label, len(rows), "rows") as bar, backbone.answering(model):
-        for chosen in by_length([len(row["input_ids"]) for row in rows], batch_size):
+        for chosen in by_length([len(row["input_ids"]) for row in rows], batch_size, model.device):
             batch = {
                 name: value.to(model.device) if isinstance(value, Tensor) else value
                 for name, value in padded([rows[row] for row in chosen], trimmed).items()
