@@ -162,9 +162,9 @@ def test_the_small_suite_sweeps_twins_ranks_unless_the_sparsifier_is_chosen():
         return [(run.merge_method.name, getattr(run.sparsifier, "rank", None)) for run in jobs][-2:]
 
     assert sizes() == [("twin", 1), ("twin", 16)]
-    assert sizes("sparsifier.rank=4") == [("iso_c", 4), ("twin", 4)]
-    assert sizes("sparsifier=none") == [("iso_c", None), ("twin", None)]
-    assert sizes("sparsifier.fraction=0.5") == [("iso_c", None), ("twin", None)]
+    assert sizes("sparsifier.rank=4") == [("wudi", 4), ("twin", 4)]
+    assert sizes("sparsifier=none") == [("wudi", None), ("twin", None)]
+    assert sizes("sparsifier.fraction=0.5") == [("wudi", None), ("twin", None)]
     assert sizes("merge_method=ties,twin") == [("ties", 16), ("twin", 16)]  # after both at rank 1
 
 
