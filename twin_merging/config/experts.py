@@ -46,6 +46,14 @@ class Tasks:
 
 
 @dataclass
+class VisionTasks(Tasks):
+    """Image tasks by name."""
+
+    name: str = "vision"
+    corrupt: float = option(0.01, "share of a split's images that may be unreadable, and are left out", low=0, high=1)
+
+
+@dataclass
 class FullFineTuning:
     """Fine-tune all parameters; the epoch that is best on validation is kept."""
 
@@ -105,5 +113,6 @@ backbones.add(
 task_sources.add("offline_text", Tasks, "twin_merging.tasks.offline_text:OfflineText")
 task_sources.add("glue", Tasks, "twin_merging.tasks.glue:Glue")
 task_sources.add("local_text", Tasks, "twin_merging.tasks.local_text:LocalText")
+task_sources.add("vision", VisionTasks, "twin_merging.tasks.vision:Vision")
 finetunings.add("full", FullFineTuning, "twin_merging.experts.fine_tuning:full_fine_tuning")
 finetunings.add("lora", LoraFineTuning, "twin_merging.experts.lora:lora_fine_tuning")

@@ -49,6 +49,7 @@ from twin_merging.pipeline.data_methods import choices_of, statistics_of
 from twin_merging.pipeline.stage import Stage
 from twin_merging.pipeline.stages import Stages
 from twin_merging.tasks.base import TEST, VALIDATION, Task
+from twin_merging.tasks.images import without_corrupt
 from twin_merging.tasks.splits import prepare
 
 log = logging.getLogger("twin_merging")
@@ -57,12 +58,13 @@ log = logging.getLogger("twin_merging")
 
 
 def data(stages: Stages, name: str, folder: Path, scratch: Path) -> None:
-    """Clean, split and sample a task."""
+    """Clean, split and sample a task, and decode each of its images once."""
     raw = stages.task_source.load(name)
     if raw.metric not in metrics:
         raise unknown(f"metric of task {name}", raw.metric, metrics, "metric")
     tasks = stages.run.tasks
-    prepare(raw, stages.rows(name), tasks.limit, tasks.split_seed, tasks.order).save(folder)
+    task = prepare(raw, stages.rows(name), tasks.limit, tasks.split_seed, tasks.order)
+    without_corrupt(task, getattr(tasks, "corrupt", 0.0)).save(folder)
 
 
 def base(stages: Stages, folder: Path, scratch: Path) -> None:

@@ -59,6 +59,8 @@ class Stages(Graph):
             "source": self.task_source.identity(name), "code": task_sources[self.run.tasks.name].code_hash(), "name": name, "rows": to_plain(self.rows(name)),
             "limit": self.run.tasks.limit, "seed": self.run.tasks.split_seed, "order": self.run.tasks.order,
         }  # fmt: skip
+        if hasattr(self.run.tasks, "corrupt"):
+            options["corrupt"] = self.run.tasks.corrupt
         return Stage("data", name, options, (), by("compute", "data", self, name))
 
     def rows(self, name: str) -> Rows:

@@ -1,10 +1,11 @@
-"""What a task is: texts with labels in three splits, and which metric scores it."""
+"""What a task is: texts or images with labels in three splits, and which metric scores it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,10 @@ SPLITS = (TRAIN, VALIDATION, TEST)
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of a task: ``texts[i]`` has one text, or two for a pair; ``labels[i]`` is a class index or a number."""
+    """Rows of a task: ``texts[i]`` has one text, or two for a pair; ``labels[i]`` is a class index or a number.
+
+    The text of an image is its key: the hexadecimal SHA-256 of its encoded bytes.
+    """
 
     texts: list[tuple[str, ...]]
     labels: list[int] | list[float]
@@ -45,6 +49,7 @@ class RawTask:
         columns: texts a row, 1 or 2.
         splits: any of ``train``, ``validation`` and ``test``.
         provenance: plain JSON: ``source``, ``licence`` and, in ``splits``, what each split is.
+        images: encoded images by key, each read when it is asked for and fastest in the order of iteration; None for texts.
     """
 
     name: str
@@ -54,6 +59,7 @@ class RawTask:
     columns: int
     splits: dict[str, Split]
     provenance: dict[str, Any]
+    images: Mapping[str, bytes] | None = field(default=None, compare=False, repr=False)
 
     @property
     def kind(self) -> Literal["single_label", "regression"]:
@@ -66,6 +72,7 @@ class Task:
     """A task ready for use: three disjoint splits in a seeded order.
 
     In every split the classes are evenly spread over the order, so that the first n rows are a stratified sample.
+    ``images`` has the encoded images by key; it is None for texts, and tasks are equal whatever it is.
     """
 
     name: str
@@ -75,6 +82,7 @@ class Task:
     metric: str
     splits: dict[str, Split]
     provenance: dict[str, Any]
+    images: Mapping[str, bytes] | None = field(default=None, compare=False, repr=False)
 
     @property
     def num_labels(self) -> int:
@@ -91,9 +99,11 @@ class Task:
         return self.splits[split].fingerprint()
 
     def save(self, folder: Path) -> None:
-        """Write ``task.json`` and a parquet file for each split."""
+        """Write ``task.json``, a parquet file for each split and, of a task of images, the encoded images of its rows."""
         import pyarrow
         import pyarrow.parquet
+
+        from twin_merging.tasks.images import save_images, used_keys
 
         folder.mkdir(parents=True, exist_ok=True)
         label_type = pyarrow.int64() if self.kind == "single_label" else pyarrow.float64()
@@ -101,13 +111,17 @@ class Task:
             columns = {f"text_{i}": list(column) for i, column in enumerate(zip(*split.texts, strict=True))}
             table = pyarrow.table({**columns, "label": pyarrow.array(split.labels, label_type)})
             pyarrow.parquet.write_table(table, folder / f"{name}.parquet")
+        if self.images is not None:
+            save_images(self.images, used_keys(self), folder)
         about = {key: getattr(self, key) for key in _ABOUT}
         (folder / "task.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Task:
-        """Read what ``save`` wrote: an equal task."""
+        """Read what ``save`` wrote: an equal task, whose images stay on disk until they are asked for."""
         import pyarrow.parquet
+
+        from twin_merging.tasks.images import StoredImages, is_stored
 
         about = json.loads((folder / "task.json").read_text(encoding="utf-8"))
         about["class_names"] = tuple(about["class_names"])
@@ -116,7 +130,7 @@ class Task:
         for name in SPLITS:
             *texts, labels = pyarrow.parquet.read_table(folder / f"{name}.parquet").columns
             splits[name] = Split(list(zip(*(column.to_pylist() for column in texts), strict=True)), labels.to_pylist())
-        return cls(splits=splits, **about)
+        return cls(splits=splits, images=StoredImages(folder) if is_stored(folder) else None, **about)
 
 
 _ABOUT = ("name", "kind", "class_names", "label_range", "metric", "provenance")

@@ -61,7 +61,7 @@ def prepare(raw: RawTask, rows: Rows, limit: int | None, seed: int, order: str =
         },
         "fingerprints": {name: split.fingerprint() for name, split in used.items()},
     }
-    task = Task(raw.name, raw.kind, raw.class_names, raw.label_range, raw.metric, used, provenance)
+    task = Task(raw.name, raw.kind, raw.class_names, raw.label_range, raw.metric, used, provenance, raw.images)
     check_disjoint(task)
     return task
 

@@ -37,6 +37,16 @@ def find_tables(folder: Path, *stems: str) -> list[Path]:
     return []
 
 
+def find_parquet(folder: Path, stem: str) -> list[Path]:
+    """``STEM.parquet``, or its shards as the hub names them; none if there is neither.
+
+    Raises:
+        UserError: if a shard is missing.
+    """
+    single = folder / f"{stem}.parquet"
+    return [single] if single.is_file() else _shards(folder, stem)
+
+
 def read_split(paths: list[Path], names: tuple[str, ...]) -> list[list[Any]]:
     """``read_columns`` of one file after the other."""
     parts = [read_columns(path, names) for path in paths]

@@ -1,0 +1,444 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from twin_merging import config
+from twin_merging.compose import plan
+from twin_merging.errors import UserError
+from twin_merging.pipeline import compute
+from twin_merging.pipeline.cache import Cache
+from twin_merging.pipeline.stages import Stages
+from twin_merging.tasks import image_files
+from twin_merging.tasks.base import Split, Task
+from twin_merging.tasks.images import decode
+from twin_merging.tasks.splits import prepare
+from twin_merging.tasks.vision import Vision
+
+BYTES_AND_PATH = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+NAMES = {"names": ["cat", "dog"]}
+
+
+def png(shade: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (2, 2), (shade % 256, shade // 256, 0)).save(stream, "png")
+    return stream.getvalue()
+
+
+def key_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def keys_of(images: Sequence[bytes]) -> list[tuple[str, ...]]:
+    return [(key_of(image),) for image in images]
+
+
+def source(data: Path | None, mirror: Path | None = None) -> Vision:
+    paths = config.Paths(data=data and str(data), mirror=mirror and str(mirror))
+    return Vision(config.VisionTasks(names=["pets"]), paths)
+
+
+def write_labels(data: Path, labels: object = NAMES, name: str = "pets") -> Path:
+    folder = data / "vision" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "labels.json").write_text(labels if isinstance(labels, str) else json.dumps(labels))
+    return folder
+
+
+def write_parquet(path: Path, images: Sequence[Any], labels: Sequence[Any], group: int = 1000, kind=BYTES_AND_PATH):
+    """Of ``images`` some bytes become {bytes, path} if ``kind`` is a struct."""
+    if kind == BYTES_AND_PATH:
+        images = [{"bytes": image, "path": None} if isinstance(image, bytes) else image for image in images]
+    columns = {"other": list(range(len(images))), "image": pyarrow.array(images, kind), "label": list(labels)}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=group)
+
+
+def write_task(data: Path, train: int = 20, test: int = 4) -> Path:
+    folder = write_labels(data)
+    write_parquet(folder / "train.parquet", [png(shade) for shade in range(train)], [n % 2 for n in range(train)])
+    write_parquet(
+        folder / "test.parquet", [png(shade) for shade in range(train, train + test)], [n % 2 for n in range(test)]
+    )
+    return folder
+
+
+def write_images(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def error_of(data: Path) -> UserError:
+    with pytest.raises(UserError) as raised:
+        source(data).load("pets")
+    return raised.value
+
+
+# --- parquet ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [BYTES_AND_PATH, pyarrow.binary(), pyarrow.large_binary()])
+def test_parquet_of_images(tmp_path: Path, kind: pyarrow.DataType):
+    folder, data = write_labels(tmp_path, {**NAMES, "note": "drawn", "more": 1}), [png(0), png(1), png(2)]
+    write_parquet(folder / "train.parquet", data, [1, 0, 1], kind=kind)
+    write_parquet(folder / "validation.parquet", [png(3)], [0], kind=kind)
+    write_parquet(folder / "test.parquet", [png(4), data[0]], ["dog", "cat"], kind=kind)
+    raw = source(tmp_path).load("pets")
+    assert source(tmp_path).known() == ("pets",)
+    assert source(tmp_path).assets("pets") == ()
+    assert raw.splits["train"] == Split(keys_of(data), [1, 0, 1])
+    assert raw.splits["validation"] == Split(keys_of([png(3)]), [0])
+    assert raw.splits["test"] == Split(keys_of([png(4), data[0]]), [1, 0])
+    assert (raw.class_names, raw.kind, raw.metric, raw.columns) == (("cat", "dog"), "single_label", "accuracy", 1)
+    assert dict(raw.images) == {key_of(each): each for each in [*data, png(3), png(4)]}
+    assert raw.provenance["note"] == "drawn"
+    assert raw.provenance["splits"]["train"] == "train.parquet"
+
+
+def test_shards_are_one_split_in_their_order(tmp_path: Path):
+    folder = write_labels(tmp_path)
+    for shard in (2, 0, 1):
+        write_parquet(folder / f"train-0000{shard}-of-00003.parquet", [png(2 * shard), png(2 * shard + 1)], [0, 1])
+    raw = source(tmp_path).load("pets")
+    assert raw.splits["train"].texts == keys_of([png(shade) for shade in range(6)])
+    assert list(raw.images.values()) == [png(shade) for shade in range(6)]
+    assert raw.provenance["splits"] == {"train": "train, 3 files"}
+    (folder / "train-00001-of-00003.parquet").unlink()
+    assert "train-00001-of-00003.parquet" in error_of(tmp_path).expected
+
+
+def test_images_beside_the_parquet_file(tmp_path: Path):
+    folder = write_labels(tmp_path)
+    write_images(folder, {"files/a.png": png(1), "b.png": png(2)})
+    rows = [{"bytes": None, "path": "files/a.png"}, png(0), {"bytes": None, "path": "b.png"}]
+    write_parquet(folder / "train.parquet", rows, [0, 1, 1])
+    raw = source(tmp_path).load("pets")
+    assert raw.splits["train"].texts == keys_of([png(1), png(0), png(2)])
+    assert [raw.images[key] for (key,) in raw.splits["train"].texts] == [png(1), png(0), png(2)]
+    assert raw.images.where(key_of(png(1))) == str(folder / "files/a.png")
+    mirrored = source(tmp_path).rows_to_mirror("pets")
+    assert mirrored.place == "vision/pets"
+    assert set(mirrored.files) == {"labels.json", "train.parquet", "files/a.png", "b.png"}
+    before = source(tmp_path).identity("pets")
+    (folder / "b.png").write_bytes(png(3))
+    assert source(tmp_path).identity("pets") != before
+
+
+@pytest.mark.parametrize(
+    "path", ["../../secret.png", "/etc/passwd", "a/../../b.png", "..\\b.png", "C:\\b.png", "\\\\h\\b"]
+)
+def test_a_path_that_leads_out_is_refused(tmp_path: Path, path: str):
+    folder = write_labels(tmp_path)
+    (tmp_path / "secret.png").write_bytes(png(9))
+    write_parquet(folder / "train.parquet", [png(0), {"bytes": None, "path": path}], [0, 1])
+    found = error_of(tmp_path)
+    assert (found.message, found.found) == ("the path of an image leads out of the folder", path)
+    assert found.key == f"{folder / 'train.parquet'}, row 1"
+    with pytest.raises(UserError, match="leads out"):
+        source(tmp_path).identity("pets")
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        ({"bytes": None, "path": "gone.png"}, "cannot be read (No such file or directory)"),
+        ({"bytes": None, "path": None}, "the row has no image"),
+        ({"bytes": None, "path": ""}, "the row has no image"),
+        (None, "the row has no image"),
+    ],
+)
+def test_a_row_without_an_image_is_refused(tmp_path: Path, image: dict | None, says: str):
+    folder = write_labels(tmp_path)
+    write_parquet(folder / "train.parquet", [png(0), png(1), image], [0, 1, 1])
+    found = error_of(tmp_path)
+    assert says in found.message
+    assert found.key == f"{folder / 'train.parquet'}, row 2"
+
+
+def test_one_image_reads_one_row_group_and_of_it_no_more_than_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(image_files, "BATCH", 5)
+    folder, data = write_labels(tmp_path), [png(shade) for shade in range(100)]
+    write_parquet(folder / "train.parquet", data, [0, 1] * 50, group=20)
+    read: list[tuple[int, int]] = []
+    real = image_files._batches
+
+    def watched(path: Path, group: int, columns: list[str]):
+        for batch in real(path, group, columns):
+            read.append((group, len(batch[0])))
+            yield batch
+
+    monkeypatch.setattr(image_files, "_batches", watched)
+    images = source(tmp_path).load("pets").images
+    assert read == [(group, 5) for group in range(5) for _ in range(4)]
+    read.clear()
+    assert images[key_of(data[46])] == data[46]
+    assert read == [(2, 5), (2, 5)]
+    assert images.where(key_of(data[46])) == f"{folder / 'train.parquet'}, row 6 of row group 2"
+    read.clear()
+    assert list(images.values()) == data
+    assert len(read) == 20
+    read.clear()
+    assert [images[key_of(data[row])] for row in (46, 3, 12, 11, 3)] == [data[row] for row in (46, 3, 12, 11, 3)]
+    assert [group for group, _ in read] == [2, 2, 0, 0, 0, 0]
+    with pytest.raises(KeyError):
+        images["f" * 64]
+
+
+def test_a_row_group_is_not_held_in_memory(tmp_path: Path):
+    folder, data = write_labels(tmp_path), [row.to_bytes(2) * 50_000 for row in range(400)]
+    table = pyarrow.table({"image": data, "label": [0, 1] * 200})
+    pyarrow.parquet.write_table(
+        table, folder / "train.parquet", write_batch_size=4, use_dictionary=False, compression="none"
+    )
+    del table
+    before = pyarrow.total_allocated_bytes()
+    most = max(pyarrow.total_allocated_bytes() for _ in image_files.parquet_rows(folder / "train.parquet"))
+    assert most - before < 20_000_000 < (folder / "train.parquet").stat().st_size
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path):
+    folder = write_task(tmp_path)
+    images = source(tmp_path).load("pets").images
+    write_parquet(folder / "train.parquet", [png(shade) for shade in range(100, 110)], [0, 1] * 5)
+    for row in (3, 15):
+        with pytest.raises(UserError, match="has changed while it was read"):
+            images[key_of(png(row))]
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def test_folders_of_images(tmp_path: Path):
+    train = {
+        "train/dog/b.PNG": png(1),
+        "train/dog/a.jpg": png(2),
+        "train/cat/z.ppm": png(3),
+        "train/dog/readme.txt": b"-",
+    }
+    folder = write_images(tmp_path / "vision/pets", {**train, "test/cat/0.webp": png(4), "train/.git/x.png": png(5)})
+    raw = source(tmp_path).load("pets")
+    assert raw.class_names == ("cat", "dog")
+    assert raw.splits["train"] == Split(keys_of([png(3), png(2), png(1)]), [0, 1, 1])
+    assert raw.splits["test"] == Split(keys_of([png(4)]), [0])
+    assert list(raw.images.values()) == [png(3), png(2), png(1), png(4)]
+    assert raw.images.where(key_of(png(3))) == str(folder / "train/cat/z.ppm")
+    write_labels(tmp_path, {"names": ["dog", "cat"]})
+    assert source(tmp_path).load("pets").splits["train"].labels == [1, 0, 0]
+    assert set(source(tmp_path).rows_to_mirror("pets").files) == {"labels.json", *list(train)[:3], "test/cat/0.webp"}
+
+
+@pytest.mark.parametrize(
+    ("files", "labels", "key", "says"),
+    [
+        ({"train/dog/a.txt": b"-"}, NAMES, "train/dog", "there are no image files in this class folder"),
+        ({"train/a.png": png(0)}, NAMES, "train", "there is no class folder"),
+        ({"train/dgo/a.png": png(0)}, NAMES, "train/dgo", "nearest:  dog"),
+        ({"train/dog/a.png": png(0)}, None, "train", "two or more distinct names"),
+        ({"test/dog/a.png": png(0)}, NAMES, "", "there is no train split"),
+    ],
+)
+def test_a_wrong_folder_is_refused(tmp_path: Path, files: dict, labels: object, key: str, says: str):
+    folder = write_images(tmp_path / "vision/pets", files)
+    if labels:
+        write_labels(tmp_path, labels)
+    found = error_of(tmp_path)
+    assert says in str(found)
+    assert found.key == str(folder / key)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "labels", ["{", "[]", {}, {"names": "ab"}, {"names": ["a"]}, {"names": ["a", "a"]}, {"names": ["a", 1]}]
+)
+def test_a_wrong_labels_file_is_refused(tmp_path: Path, labels: object):
+    folder = write_task(tmp_path)
+    write_labels(tmp_path, labels)
+    found = error_of(tmp_path)
+    assert found.key == str(folder / "labels.json")
+    assert '{"names"' in found.expected
+
+
+def test_a_missing_labels_file_and_a_missing_train_split_are_refused(tmp_path: Path):
+    folder = write_task(tmp_path)
+    (folder / "labels.json").unlink()
+    assert error_of(tmp_path).key == str(folder / "labels.json")
+    write_labels(tmp_path)
+    (folder / "train.parquet").unlink()
+    found = error_of(tmp_path)
+    assert (found.key, found.found) == (str(folder), "labels.json, test.parquet")
+    assert "train.parquet" in found.expected
+
+
+@pytest.mark.parametrize("label", [2, -1, "dgo", None, 0.5, True])
+def test_a_label_outside_the_classes_is_refused(tmp_path: Path, label: object):
+    folder = write_labels(tmp_path)
+    write_parquet(folder / "train.parquet", [png(0)], [label])
+    found = error_of(tmp_path)
+    assert found.key == f"{folder / 'train.parquet'}, row 0"
+    assert (found.found, found.nearest) == (repr(label), "dog" if label == "dgo" else None)
+    assert found.expected == "0 to 1, or one of cat, dog"
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"img": [b"x"], "label": [0]}, "image"),
+        ({"image": [b"x"], "labels": [0]}, "label"),
+        ({"image": ["a.png"], "label": [0]}, "binary, or {bytes, path}"),
+        ({"image": [{"path": "a.png"}], "label": [0]}, "binary, or {bytes, path}"),
+    ],
+)
+def test_a_parquet_file_without_the_columns_is_refused(tmp_path: Path, columns: dict, expected: str):
+    folder = write_labels(tmp_path)
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "train.parquet")
+    found = error_of(tmp_path)
+    assert (found.key, found.expected) == (str(folder / "train.parquet"), expected)
+    with pytest.raises(UserError):
+        source(tmp_path).identity("pets")
+
+
+def test_an_unreadable_parquet_file_is_refused(tmp_path: Path):
+    folder = write_task(tmp_path)
+    for data in (b"not parquet", (folder / "train.parquet").read_bytes()[:-30]):
+        (folder / "train.parquet").write_bytes(data)
+        found = error_of(tmp_path)
+        assert (found.key, found.expected) == (str(folder / "train.parquet"), "a valid parquet file")
+
+
+# --- where tasks are --------------------------------------------------------------------------------------------------
+
+
+def test_identity_follows_every_file(tmp_path: Path):
+    folder = write_task(tmp_path)
+    write_images(folder, {"validation/cat/a.png": png(30), "validation/dog/b.png": png(31)})
+    seen = {json.dumps(source(tmp_path).identity("pets"))}
+    (folder / "labels.json").write_text(json.dumps(NAMES) + "\n")
+    seen.add(json.dumps(source(tmp_path).identity("pets")))
+    write_parquet(folder / "test.parquet", [png(40)], [1])
+    seen.add(json.dumps(source(tmp_path).identity("pets")))
+    (folder / "validation/cat/a.png").write_bytes(png(32))
+    seen.add(json.dumps(source(tmp_path).identity("pets")))
+    (folder / "validation/dog/b.png").rename(folder / "validation/dog/c.png")
+    assert len({*seen, json.dumps(source(tmp_path).identity("pets"))}) == 5
+    assert set(source(tmp_path).identity("pets")["files"]) == {
+        "labels.json",
+        "train.parquet",
+        "test.parquet",
+        "2 images",
+    }
+
+
+def test_data_goes_before_the_mirror(tmp_path: Path):
+    write_task(tmp_path / "data", train=4)
+    write_task(tmp_path / "mirror", train=6)
+    (tmp_path / "mirror/vision/pets").rename(tmp_path / "mirror/vision/zoo")
+    both = source(tmp_path / "data", tmp_path / "mirror")
+    assert both.known() == ("pets", "zoo")
+    assert [len(both.load(name).splits["train"]) for name in both.known()] == [4, 6]
+    write_task(tmp_path / "mirror", train=6)
+    assert len(both.load("pets").splits["train"]) == 4
+    assert len(source(None, tmp_path / "mirror").load("pets").splits["train"]) == 6
+
+
+def test_an_unknown_task_is_refused_with_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "twin_merging.tasks.offline_vision", None)
+    write_task(tmp_path)
+    for ask in ("load", "assets", "identity", "rows_to_mirror"):
+        with pytest.raises(UserError) as raised:
+            getattr(source(tmp_path), ask)("pet")
+        assert (raised.value.key, raised.value.nearest) == ("tasks.names", "pets")
+        assert str(tmp_path / "vision") in raised.value.message
+
+
+def test_what_is_in_no_folder_comes_from_the_offline_assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class OfflineVision:
+        def __init__(self, options: config.VisionTasks, paths: config.Paths):
+            self.options = options
+
+        def known(self) -> tuple[str, ...]:
+            return ("digits", "pets")
+
+        def __getattr__(self, method: str):
+            return lambda name: (method, name)
+
+    module = ModuleType("twin_merging.tasks.offline_vision")
+    module.OfflineVision = OfflineVision
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    write_task(tmp_path)
+    vision = source(tmp_path)
+    assert vision.known() == ("digits", "pets")
+    for ask in ("load", "assets", "identity", "rows_to_mirror"):
+        assert getattr(vision, ask)("digits") == (ask, "digits")
+    assert vision.assets("pets") == ()
+    assert source(None).assets("pets") == ("assets", "pets")
+    with pytest.raises(UserError) as raised:
+        vision.load("digit")
+    assert raised.value.nearest == "digits"
+
+
+# --- the data stage ---------------------------------------------------------------------------------------------------
+
+
+def data_stage(data: Path, folder: Path, **options: Any) -> Task:
+    tasks = config.VisionTasks(names=["pets"], **options)
+    run = SimpleNamespace(tasks=tasks)
+    stages = SimpleNamespace(run=run, task_source=source(data), rows=lambda name: tasks.rows)
+    compute.data(stages, "pets", folder, folder)
+    return Task.load(folder)
+
+
+def test_the_data_stage_leaves_out_what_cannot_be_decoded(tmp_path: Path):
+    folder = write_task(tmp_path)
+    write_parquet(folder / "train.parquet", [png(n) if n != 5 else b"broken" for n in range(40)], [0, 1] * 20)
+    write_parquet(folder / "test.parquet", [png(n) for n in range(50, 54)], [0, 1] * 2)
+    with pytest.raises(UserError, match=r"row 5 of row group 0"):
+        data_stage(tmp_path, tmp_path / "none")
+    task = data_stage(tmp_path, tmp_path / "out", corrupt=0.3)
+    rows = task.provenance["rows"]
+    assert sum(rows["corrupt"].values()) == 1
+    assert rows["used"] == {name: len(split) for name, split in task.splits.items()}
+    assert sum(rows["used"].values()) == 43
+    assert task.provenance["fingerprints"] == {name: task.fingerprint(name) for name in task.splits}
+    assert set(task.images) == {key for split in task.splits.values() for (key,) in split.texts}
+    assert all(decode(data).size == (2, 2) for data in task.images.values())
+
+
+def test_the_share_of_corrupt_images_determines_the_data(tmp_path: Path):
+    write_task(tmp_path)
+
+    def key(*overrides: str) -> str:
+        arguments = ["tasks=vision", "tasks.names=[pets]", f"paths.data={tmp_path}", *overrides]
+        (run,) = plan(arguments, multirun=False).jobs
+        return Stages(run, Cache(tmp_path / "cache")).data("pets").key
+
+    assert len({key(), key("tasks.corrupt=0.01"), key("tasks.corrupt=0.5")}) == 2
+
+
+def test_real_images(shared_data: Path, tmp_path: Path):
+    if not (shared_data / "vision/dtd").is_dir():
+        pytest.skip("needs real images in ../shared/data/vision/dtd, which is not here")
+    vision = Vision(config.VisionTasks(), config.Paths(data=str(shared_data)))
+    assert {"dtd", "mnist"} <= set(vision.known())
+    task = prepare(vision.load("mnist"), config.Rows(), 30, 0)
+    task.save(tmp_path)
+    loaded = Task.load(tmp_path)
+    assert {len(split) for split in loaded.splits.values()} == {30}
+    assert len(loaded.images) == 90
+    for (key,) in loaded.splits["test"].texts:
+        assert key_of(loaded.images[key]) == key
+        assert (decode(loaded.images[key]).size, decode(loaded.images[key]).mode) == ((28, 28), "RGB")
+    assert loaded.provenance["rows"]["source"] == {"train": 2000, "test": 1000}
