@@ -14,7 +14,7 @@ from wire_format import export, model, node, tensor, tiny_model
 
 from twin_merging import archives, assets
 from twin_merging.errors import UserError
-from twin_merging.onnx_model import convert
+from twin_merging.onnx_model import convert, encoder_weights
 from twin_merging.onnx_weights import read_graph
 
 EXPECTED = {  # by size: three numbers of the class token, two of the last patch, mean and deviation of all
@@ -54,6 +54,17 @@ def test_a_model_comes_back_from_its_export(tiny, tmp_path: Path):
             )
 
 
+def test_its_pictures_are_made_ready_as_dinov2_s(tiny, tmp_path: Path):
+    (tmp_path / "x.onnx").write_bytes(model(*export(tiny[1])))
+    convert(tmp_path / "x.onnx", tmp_path / "out")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    values = processor(np.full((60, 90, 3), 255, np.uint8), return_tensors="pt")["pixel_values"]
+    assert values.shape == (1, 3, 224, 224)
+    np.testing.assert_allclose(
+        values[0, :, 0, 0], [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225], 1e-5
+    )
+
+
 def lacking(parts: list[bytes], text: str) -> list[bytes]:
     return [part for part in parts if text.encode() not in part]
 
@@ -67,6 +78,7 @@ def lacking(parts: list[bytes], text: str) -> list[bytes]:
         (lambda parts: lacking(parts, "Reshape"), "input of Reshape"),
         (lambda parts: [*parts, tensor("c", np.ones((1, 1, 64))), node("Reshape", ["c", "s"], "t")], "input of Reshape"),
         (lambda parts: lacking(parts, "layer.0.mlp.fc2.bias"), "the bias after"),
+        (lambda parts: [*parts, *(other_bias(part) for part in parts if b"fc1.bias" in part)], "the bias after"),
         (lambda parts: [*parts, *(part for part in parts if b"MatMul" in part)], "two weights"),
         (lambda parts: lacking(parts, "projection.weight"), "patch embeddings"),
         (lambda parts: [*lacking(parts, "norm1.bias"), *wrong("layer.0"), *wrong("layer.1")], "weights of a Dinov2Model"),
@@ -77,6 +89,10 @@ def test_what_is_no_such_export_is_refused(tiny, tmp_path: Path, change, says: s
     with pytest.raises(UserError, match=says) as raised:
         convert(tmp_path / "x.onnx", tmp_path / "out")
     assert raised.value.key == str(tmp_path / "x.onnx")
+
+
+def other_bias(part: bytes) -> bytes:
+    return part.replace(b"fc1.bias", b"fc9.bias")
 
 
 def wrong(layer: str) -> list[bytes]:
@@ -104,12 +120,6 @@ def test_the_image_encoder_is_an_ordinary_folder(found):
     config = json.loads((place / "config.json").read_text())
     sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "patch_size", "image_size")
     assert [config[size] for size in sizes] == [384, 12, 6, 4, 14, 518]
-    processor = AutoImageProcessor.from_pretrained(place)
-    values = processor(np.full((60, 90, 3), 255, np.uint8), return_tensors="pt")["pixel_values"]
-    assert values.shape == (1, 3, 224, 224)
-    np.testing.assert_allclose(
-        values[0, :, 0, 0], [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225], 1e-5
-    )
 
 
 def test_every_parameter_is_the_file_s(found, tmp_path: Path):
@@ -120,6 +130,9 @@ def test_every_parameter_is_the_file_s(found, tmp_path: Path):
         archives.extract(file, asset.model, tmp_path)
     graph = read_graph(tmp_path / asset.converted_from)
     weights = load_file(place / "model.safetensors")
+    again = encoder_weights(graph, asset.converted_from)
+    assert again.keys() == weights.keys()
+    assert all((again[name] == value).all() for name, value in weights.items())
     assert len(weights) == 222
     assert sum(value.size for value in weights.values()) == 22_056_192
     products = [node for node in graph.nodes if node.operation == "MatMul" and node.inputs[1] in graph.weights]

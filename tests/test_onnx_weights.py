@@ -53,7 +53,7 @@ def raw(shape: list[int], data: bytes, *more: bytes, kind: int = 1) -> bytes:
         (varint(7 << 3 | 3), "wire type 3"),
         (varint(7 << 3 | 2) + varint(1 << 62) + b"x", "where 1 are left"),
         (varint(7 << 3 | 2) + b"\x80" * 5, "cut off"),
-        (b"\xff" * 20, "ten bytes"),
+        (b"\xff" * 11 + b"\1", "ten bytes"),
         (raw([2, 3], bytes(20)), "20 bytes"),
         (raw([2, 3], bytes(28)), "28 bytes"),
         (raw([0, 1 << 60], b""), "0 bytes"),
