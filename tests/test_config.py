@@ -11,11 +11,12 @@ import yaml
 from omegaconf import OmegaConf
 
 from twin_merging.compose import CONFIGS, plan
-from twin_merging.config import LANGUAGE, REGISTRIES, RunConfig, domain_of
+from twin_merging.config import IMAGES, LANGUAGE, REGISTRIES, RunConfig, domain_of
 
 OPTIONS = sorted(path for group in REGISTRIES for path in (CONFIGS / group).glob("*.yaml"))
 FITTING = {"backbone": "smollm2", "tasks": "generative", "finetune": "causal_lora", "evaluation": "native"}
 """What goes with an option for language models."""
+OF_IMAGES = {"backbone": "dinov2_small", "tasks": "vision"}
 EXPERIMENTS = sorted((CONFIGS / "exp").glob("*.yaml"))
 
 
@@ -78,9 +79,10 @@ def test_every_component_has_an_option_file():
 def test_every_option_composes_and_validates(path):
     group, name = path.parent.name, path.stem
     overrides = [f"{group}={name}"]
-    if domain_of(REGISTRIES[group][yaml.safe_load(path.read_text())["name"]].options) == LANGUAGE:
-        overrides = [f"{other}={option}" for other, option in FITTING.items() if other != group] + overrides
-    if name in ("local_text", "vision"):  # they name no tasks, since those are the user's own
+    domain = domain_of(REGISTRIES[group][yaml.safe_load(path.read_text())["name"]].options)
+    fitting = {LANGUAGE: FITTING, IMAGES: OF_IMAGES}.get(domain, {})
+    overrides = [f"{other}={option}" for other, option in fitting.items() if other != group] + overrides
+    if name in ("local_text", "vision") or domain == IMAGES:  # they name no tasks, since those are the user's own
         overrides.append("tasks.names=[my_task]")
     (run,) = plan(overrides, multirun=False).jobs
     assert getattr(run, group).name == yaml.safe_load(path.read_text())["name"]

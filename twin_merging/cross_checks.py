@@ -6,12 +6,14 @@ from typing import Any
 
 from twin_merging.config import (
     CLASSES,
+    IMAGES,
     Expert,
     Magnitude,
     RunConfig,
     Svd,
     TaskUnknown,
     TfidfRouter,
+    answered_as,
     bytes_of,
     domain_of,
 )
@@ -107,7 +109,7 @@ def _check_method(run: RunConfig, merged: list[str]) -> None:
             raise UserError(
                 "one γ for each merged task", key=f"{key}.gamma", found=f"{len(gamma)} of them", expected=f"{len(merged)}: {', '.join(merged)}"
             )  # fmt: skip
-    if run.merge_method.name == "multitask" and run.finetune.name != "full" and domain_of(run.finetune) == CLASSES:
+    if run.merge_method.name == "multitask" and run.finetune.name != "full" and answered_as(run.finetune) == CLASSES:
         raise UserError(
             "joint training trains all parameters", key="finetune.name", found=f"{run.finetune.name} with multitask",
             expected="full",
@@ -120,6 +122,11 @@ def _check_routing(run: RunConfig) -> None:
         bytes_of(run.inference.memory, "inference.memory")
     shares_lower = getattr(run.inference, "lower", None) == "shared"
     if isinstance(run.router, TfidfRouter):
+        if domain_of(run.backbone) == IMAGES:
+            raise UserError(
+                "a router of token ids reads texts alone", key="router.name", found=f"{run.router.name} with backbone {run.backbone.name}",
+                expected="mlp or oracle",
+            )  # fmt: skip
         if not run.router.grid:
             raise UserError(
                 "no C to choose from", key="router.grid", found="[]", expected="at least one, as in [1.0,10.0]"
@@ -129,7 +136,7 @@ def _check_routing(run: RunConfig) -> None:
                 "this router reads token ids, so that one pass answers and no layer is below what it reads", key="inference.lower",
                 found="shared with router=tfidf", expected="mixed, which takes no other pass",
             )  # fmt: skip
-    if getattr(run.router, "token", "mean") == "last" and domain_of(run.backbone) == CLASSES:
+    if getattr(run.router, "token", "mean") == "last" and answered_as(run.backbone) == CLASSES:
         raise UserError(
             "an encoder's last token says no more than any other", key="router.token", found=f"last with backbone {run.backbone.name}",
             expected="mean", hint="last is for language models",

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from twin_merging.config import (
+    CLASSES,
+    IMAGES,
     LANGUAGE,
     REGISTRIES,
     CausalFineTuning,
     RunConfig,
     TfidfRouter,
+    answered_as,
     domain_of,
     merge_methods,
 )
@@ -17,21 +20,22 @@ from twin_merging.errors import UserError
 
 DOMAINS = ("tasks", "finetune", "evaluation")
 """Groups whose option is for tasks of one kind, as the backbone's is."""
+ANSWERS = {LANGUAGE: "by text", CLASSES: "by heads", IMAGES: "by heads, of images"}
 NOT_STATIC = ("twin", "emr", "surgery")
 DOLLY = "dolly"
 
 
 def check_domains(run: RunConfig) -> None:
     """Raise a UserError for the first option that is not for the kind of tasks that the backbone answers."""
-    wanted = domain_of(run.backbone)
     for group in DOMAINS:
-        chosen = getattr(run, group)
-        if domain_of(chosen) != wanted:
-            known = [name for name, each in REGISTRIES[group].items() if domain_of(each.options) == wanted]
+        chosen, of = getattr(run, group), domain_of if group == "tasks" else answered_as
+        wanted = of(run.backbone)
+        if of(chosen) != wanted:
+            known = [name for name, each in REGISTRIES[group].items() if of(each.options) == wanted]
             raise UserError(
-                f"this option does not fit the backbone, which answers {_answers(wanted)}", key=f"{group}.name",
+                f"this option does not fit the backbone, which answers {ANSWERS[wanted]}", key=f"{group}.name",
                 found=f"{chosen.name} with backbone {run.backbone.name}", expected="one of " + ", ".join(known),
-                hint=f"{group}={known[0]}, or a backbone that answers {_answers(domain_of(chosen))}",
+                hint=f"{group}={known[0]}, or a backbone that answers {ANSWERS[of(chosen)]}",
             )  # fmt: skip
 
 
@@ -67,10 +71,6 @@ def check_language(run: RunConfig) -> None:
 def is_language(run: RunConfig) -> bool:
     """Whether the job's tasks are answered by text."""
     return domain_of(run.backbone) == LANGUAGE
-
-
-def _answers(domain: str) -> str:
-    return "by text" if domain == LANGUAGE else "by heads"
 
 
 def _methods(run: RunConfig) -> dict[str, Any]:

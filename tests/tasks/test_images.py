@@ -3,7 +3,9 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -29,7 +31,7 @@ def png(shade: int, size: int = 3) -> bytes:
 
 
 NOISE = encoded(Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=numpy.uint8)))
-EPS = encoded(Image.new("RGB", (4, 4)), "eps")
+EPS, PCX = (encoded(Image.new("RGB", (4, 4)), kind) for kind in ("eps", "pcx"))  # formats that are not asked for
 
 
 def key_of(data: bytes) -> str:
@@ -82,7 +84,7 @@ def test_decode_leaves_the_orientation():
     assert decode(stream.getvalue()).size == (4, 2)
 
 
-@pytest.mark.parametrize("data", [b"", b"no image", NOISE[:-100], NOISE[:40], EPS])
+@pytest.mark.parametrize("data", [b"", b"no image", NOISE[:-100], NOISE[:40], EPS, PCX])
 def test_decode_refuses_damaged_bytes(data: bytes):
     with pytest.raises(CorruptImage):
         decode(data)
@@ -102,7 +104,7 @@ def test_a_task_of_images_is_saved_and_loaded(tmp_path: Path):
     task = task_of([png(1), png(2)], [png(3)], [png(4), png(5)])
     task.save(tmp_path)
     loaded = Task.load(tmp_path)
-    assert loaded == task
+    assert loaded == task == replace(task, images=None)
     assert dict(loaded.images) == task.images
     assert (tmp_path / "images.bin").read_bytes() == b"".join(task.images.values())
     assert loaded.fingerprint("train") == task.fingerprint("train")
@@ -227,6 +229,26 @@ def test_each_used_image_is_decoded_once_in_the_order_of_the_source(monkeypatch:
     assert source.asked == [key_of(each) for each in reversed(data[:130])]
     assert sorted(decoded) == sorted(source.asked)
     assert len(clean.splits["test"]) == 30
+
+
+def test_images_that_wait_to_be_decoded_are_few(monkeypatch: pytest.MonkeyPatch):
+    """However slow decoding is."""
+    data, done, waiting = [png(shade) for shade in range(60)], [], []
+
+    class Images(dict):
+        def __getitem__(self, key: str) -> bytes:
+            waiting.append(len(waiting) - len(done))
+            return super().__getitem__(key)
+
+    def slow(data: bytes):
+        time.sleep(0.001)
+        done.append(data)
+
+    monkeypatch.setattr(module, "decode", slow)
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    without_corrupt(task_of(data[:58], data[58:59], data[59:], images=Images(task_of(data, [], []).images)), 0.0)
+    assert len(done) == 60
+    assert max(waiting) <= 2 * module.AHEAD
 
 
 def test_running_out_of_memory_is_not_a_corrupt_image(monkeypatch: pytest.MonkeyPatch):

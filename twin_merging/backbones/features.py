@@ -5,15 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions as EncoderOutput
 
 Features = dict[str, Tensor]
 """Per row, float32: ``first`` (the first token's last state), ``pooled`` (where the encoder has a pooler), ``mean`` (the
-mean of a layer's states over real tokens, which the router reads). Each (rows, hidden)."""
+mean of a layer's states over real tokens, which the router reads), each (rows, hidden); ``first_and_rest`` in their place
+where heads read the first token's last state and the mean of the others', (rows, 2 hidden)."""
 
 
 class Head(nn.Module):
@@ -29,11 +31,17 @@ class Head(nn.Module):
         setattr(model, model.base_model_prefix, self._replay)
 
     @classmethod
-    def of(cls, folder: Path, state: Mapping[str, Tensor], num_labels: int, trust_remote_code: bool) -> Head:
-        """A head with weights of its own, ready to answer, of the architecture that a folder's config names."""
+    def of(
+        cls, classifier: Any, folder: Path, state: Mapping[str, Tensor], num_labels: int, trust_remote_code: bool
+    ) -> Head:
+        """A head with weights of its own, ready to answer, of the architecture that a folder's config names.
+
+        Args:
+            classifier: transformers' Auto class of whole classifiers.
+        """
         config = AutoConfig.from_pretrained(folder, num_labels=num_labels, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            head = cls(AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code))
+            head = cls(classifier.from_config(config, trust_remote_code=trust_remote_code))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             head.model.load_state_dict(dict(state), assign=True)
@@ -47,8 +55,9 @@ class Head(nn.Module):
 
     def logits(self, features: Features) -> Tensor:
         """Logits as the head gives them, with a gradient: (rows, num_labels). ``features`` are on its own device."""
-        self._replay.features, first = features, features["first"]
-        return self.model(input_ids=torch.zeros(len(first), 1, dtype=torch.long, device=first.device)).logits
+        self._replay.features, read = features, features[read_by_head(features)]
+        unread = torch.zeros(len(read), 1, dtype=torch.long, device=read.device)
+        return self.model(**{self.model.main_input_name: unread}).logits
 
 
 class _Replay(nn.Module):
@@ -57,29 +66,28 @@ class _Replay(nn.Module):
     features: Features
 
     def forward(self, *_, **__) -> EncoderOutput:
+        if "first_and_rest" in self.features:
+            states = self.features["first_and_rest"].unflatten(1, (2, -1))
+            return EncoderOutput(last_hidden_state=states, pooler_output=states[:, 0])
         return EncoderOutput(
             last_hidden_state=self.features["first"].unsqueeze(1), pooler_output=self.features.get("pooled")
         )
 
 
-def pool(output, mask: Tensor, layer: int = -1) -> Features:
-    """Features of an encoder's output under an attention mask (rows, tokens); ``mean`` from one of its layers."""
-    states = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
-    return {key: value.cpu() for key, value in {**head_input(output), **router_input(states, mask)}.items()}
-
-
-def router_input(states: Tensor, mask: Tensor) -> Features:
+def router_input(states: Tensor, mask: Tensor | None) -> Features:
     """Of token states (rows, tokens, hidden), what routers read: their mean over real tokens."""
     return {"mean": token_state(states, mask, "mean")}
 
 
-def token_state(states: Tensor, mask: Tensor, token: str) -> Tensor:
+def token_state(states: Tensor, mask: Tensor | None, token: str) -> Tensor:
     """Of token states (rows, tokens, hidden) one a row, (rows, hidden) in float32.
 
     Args:
-        mask: which tokens are real; padding may be on either side.
+        mask: which tokens are real; padding may be on either side. None: all.
         token: ``mean`` over the real ones, or the ``last`` of them.
     """
+    if mask is None:
+        return states[:, -1].float() if token == "last" else states.float().mean(1)
     if token == "last":
         return states[torch.arange(len(states), device=states.device), mask.long().cumsum(1).argmax(1)].float()
     real = mask.unsqueeze(-1).float()
@@ -94,5 +102,5 @@ def head_input(output) -> Features:
 
 
 def read_by_head(features: Features) -> str:
-    """Which of the features a head reads: ``pooled`` where the encoder has a pooler, else ``first``."""
-    return "pooled" if "pooled" in features else "first"
+    """Which of the features a head reads: ``first_and_rest``, or ``pooled`` where the encoder has a pooler, else ``first``."""
+    return next((name for name in ("first_and_rest", "pooled") if name in features), "first")

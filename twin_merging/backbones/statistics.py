@@ -11,31 +11,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone, Tokens
+from twin_merging.backbones.encoders import EncoderBackbone, Inputs, by_length
 from twin_merging.errors import UserError
 from twin_merging.progress import progress
 
 CHUNK = 1 << 21  # numbers of per-example gradients that are in memory at a time: so many stay in cache
 
 
-def batches(
-    backbone: SequenceClassifierBackbone, tokens: Tokens, batch_size: int, label: str
-) -> Iterator[tuple[list[int], Any]]:
+def batches(backbone: EncoderBackbone, inputs: Inputs, batch_size: int, label: str) -> Iterator[tuple[list[int], Any]]:
     """(row numbers, padded batch on the backbone's device), batched by length."""
-    order = tokens.by_length()
+    order = by_length(inputs)
     with progress(label, len(order), "rows") as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            yield (
-                rows,
-                backbone.tokenizer.pad([tokens.rows[row] for row in rows], return_tensors="pt").to(backbone.device),
-            )
+            yield rows, backbone.batch(inputs, rows)
             bar.advance(len(rows))
 
 
 @torch.inference_mode()
 def grams(
-    backbone: SequenceClassifierBackbone, encoder: nn.Module, tokens: Tokens, batch_size: int, label: str
+    backbone: EncoderBackbone, encoder: nn.Module, inputs: Inputs, batch_size: int, label: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """G = XᵀX of the inputs X (real tokens, in) of every linear layer, float32 (Jin et al., 2023, section 3).
 
@@ -48,9 +43,9 @@ def grams(
     layer_of: dict[str, str] = {}
     mask, last = torch.empty(0), ("", torch.empty(0))
 
-    def see(name: str, module: nn.Linear, inputs: tuple[Tensor]) -> None:
+    def see(name: str, module: nn.Linear, given: tuple[Tensor]) -> None:
         nonlocal last
-        (states,) = inputs
+        (states,) = given
         if states is not last[1]:
             last = name, states
         layer_of[f"{name}.weight"] = last[0]
@@ -62,15 +57,15 @@ def grams(
 
     layers = {name: module for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
     with _hooks(module.register_forward_pre_hook(partial(see, name)) for name, module in layers.items()):
-        for _, batch in batches(backbone, tokens, batch_size, label):
-            mask = batch["attention_mask"].bool()
+        for _, batch in batches(backbone, inputs, batch_size, label):
+            mask = batch.get("attention_mask", torch.empty(0)).bool()
             with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.autocast):
                 encoder(**batch)
     return totals, layer_of
 
 
 def diagonal_fisher(
-    backbone: SequenceClassifierBackbone, model: Any, tokens: Tokens, labels: str, truth: list, batch_size: int, seed: int, label: str,
+    backbone: EncoderBackbone, model: Any, inputs: Inputs, labels: str, truth: list, batch_size: int, seed: int, label: str,
 ) -> dict[str, Tensor]:  # fmt: skip
     """F = (1/N) Σ_x E_y (∂ log p(y|x) / ∂θ)², entry by entry, of a model's encoder (Matena & Raffel, 2022, equation 3).
 
@@ -89,7 +84,7 @@ def diagonal_fisher(
     squares = _Squares(backbone.encoder(model))
     generator = torch.Generator().manual_seed(seed)
     with squares.hooks():
-        for rows, batch in batches(backbone, tokens, batch_size, label):
+        for rows, batch in batches(backbone, inputs, batch_size, label):
             squares.start(len(rows))
             with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.autocast):
                 logits = model(**batch).logits
@@ -99,7 +94,7 @@ def diagonal_fisher(
             terms = _log_likelihoods(logits, model.config.problem_type == "regression", labels, own, generator)
             for term in terms:
                 term.backward(retain_graph=True)
-    return {name: total / len(tokens.rows) for name, total in squares.totals.items()}
+    return {name: total / len(inputs.rows) for name, total in squares.totals.items()}
 
 
 def _log_likelihoods(

@@ -5,6 +5,7 @@ imported here, so a configuration is checked before any work, and before torch, 
 """
 
 from twin_merging.config.data_methods import *  # noqa: F403
+from twin_merging.config.domains import *  # noqa: F403
 from twin_merging.config.experts import *  # noqa: F403
 from twin_merging.config.field import *  # noqa: F403
 from twin_merging.config.language import *  # noqa: F403

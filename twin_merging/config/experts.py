@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
+from twin_merging.config.domains import IMAGES
 from twin_merging.config.option import TINY, option
 from twin_merging.config.registries import backbones, finetunings, task_sources
 
@@ -17,6 +19,18 @@ class SequenceClassifier:
     revision: str | None = option(None, "hub commit, branch or tag; a commit pins the weights")
     max_length: int = option(128, "tokens an input is cut to", low=2)
     trust_remote_code: bool = option(False, "run modelling code that comes with the weights")
+
+
+@dataclass
+class ImageClassifier:
+    """An image encoder of the Hugging Face hub, of a folder or of the offline assets, with one head a task."""
+
+    name: str = "image_classifier"
+    pretrained: str = option("???", "asset:NAME, a folder, or a hub name")
+    revision: str | None = option(None, "hub commit, branch or tag; a commit pins the weights")
+    image_size: int | None = option(None, "side of the square that the model sees, in pixels; null: its own", low=8)
+    trust_remote_code: bool = option(False, "run modelling code that comes with the weights")
+    domain: ClassVar[str] = IMAGES
 
 
 @dataclass
@@ -51,6 +65,7 @@ class VisionTasks(Tasks):
 
     name: str = "vision"
     corrupt: float = option(0.01, "share of a split's images that may be unreadable, and are left out", low=0, high=1)
+    domain: ClassVar[str] = IMAGES
 
 
 @dataclass
@@ -110,6 +125,7 @@ class Parameters:
 backbones.add(
     "sequence_classifier", SequenceClassifier, "twin_merging.backbones.sequence_classifier:SequenceClassifierBackbone"
 )
+backbones.add("image_classifier", ImageClassifier, "twin_merging.backbones.image_classifier:ImageClassifierBackbone")
 task_sources.add("offline_text", Tasks, "twin_merging.tasks.offline_text:OfflineText")
 task_sources.add("glue", Tasks, "twin_merging.tasks.glue:Glue")
 task_sources.add("local_text", Tasks, "twin_merging.tasks.local_text:LocalText")

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from twin_merging.config.domains import LANGUAGE
 from twin_merging.config.option import TINY, option
 from twin_merging.config.registries import backbones, evaluations, finetunings, task_sources
-
-LANGUAGE, CLASSES = "language", "classes"
-
-
-def domain_of(options: Any) -> str:
-    """What a backbone, tasks, fine-tuning or an evaluation is for: ``language`` where it says so, else ``classes``."""
-    return getattr(options, "domain", CLASSES)
 
 
 @dataclass

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from twin_merging.backbones.encoders import EncoderBackbone, Inputs
 from twin_merging.backbones.products import faster_products
-from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone
 from twin_merging.config import FullFineTuning
 from twin_merging.evaluation.metrics import metrics
 from twin_merging.evaluation.selection import choose
@@ -27,7 +27,7 @@ PEFT_PREFIX = "base_model.model."  # what peft puts before a model's own paramet
 
 
 def full_fine_tuning(
-    backbone: SequenceClassifierBackbone, task: Task, options: FullFineTuning, seed: int, folder: Path, scratch: Path
+    backbone: EncoderBackbone, task: Task, options: FullFineTuning, seed: int, folder: Path, scratch: Path
 ) -> None:
     """Fine-tune every parameter on ``task`` and save a Hugging Face folder (paper appendix D.2).
 
@@ -43,7 +43,7 @@ def full_fine_tuning(
 
 
 def train(
-    backbone: SequenceClassifierBackbone,
+    backbone: EncoderBackbone,
     model: Any,
     task: Task,
     options: FullFineTuning,
@@ -55,15 +55,15 @@ def train(
     Returns:
         Plain JSON: ``choice``, the record of the epoch's choice, and ``train_tokens``.
     """
-    scores, rows = metrics[task.metric], labelled_rows(backbone, task, TRAIN)
+    scores, inputs = metrics[task.metric], backbone.inputs(task, TRAIN)
 
     def compute_metrics(prediction) -> dict[str, float]:
         return {"score": scores(predictions_of(prediction.predictions, task), prediction.label_ids.tolist())}
 
-    held_out = labelled_rows(backbone, task, VALIDATION)
+    rows, held_out = labelled(inputs, task, TRAIN), labelled(backbone.inputs(task, VALIDATION), task, VALIDATION)
     by_epoch = fit(backbone, model, rows, held_out, compute_metrics, options, seed, scratch, task.name).scores
     choice = choose(f"epoch of {task.name}", by_epoch, task, VALIDATION)
-    return {"choice": choice, "train_tokens": sum(len(row["input_ids"]) for row in rows) * options.epochs}
+    return {"choice": choice, "train_tokens": sum(inputs.lengths) * options.epochs}
 
 
 class Fitted(NamedTuple):
@@ -100,7 +100,7 @@ def fit(
         weight_decay=options.weight_decay, bf16=backbone.autocast, eval_strategy="epoch", save_strategy="epoch",
         load_best_model_at_end=True, metric_for_best_model="score", greater_is_better=True,
         logging_strategy="epoch", report_to="none", disable_tqdm=True, dataloader_pin_memory=backbone.device.type != "cpu",
-        label_names=["labels"],
+        label_names=["labels"], remove_unused_columns=False,
     )  # fmt: skip
     for name, value in (changed or {}).items():
         setattr(arguments, name, value)
@@ -125,15 +125,15 @@ def fit(
     return Fitted(scores, state, trainer.accelerator.distributed_type.value)
 
 
-def save_expert(
-    backbone: SequenceClassifierBackbone, model: Any, task: Task, history: dict[str, Any], folder: Path
-) -> None:
-    """Write model and tokenizer as a Hugging Face folder, and ``expert.json``."""
+def save_expert(backbone: EncoderBackbone, model: Any, task: Task, history: dict[str, Any], folder: Path) -> None:
+    """Write the model and what makes its input as a Hugging Face folder, and ``expert.json``."""
     if task.class_names:
         model.config.id2label = dict(enumerate(task.class_names))
         model.config.label2id = {name: index for index, name in enumerate(task.class_names)}
-    model.save_pretrained(folder)
-    backbone.tokenizer.save_pretrained(folder)
+    model.save_pretrained(
+        folder, save_original_format=False
+    )  # by its own names, which those of published files may differ from
+    backbone.save_reader(folder)
     (folder / "expert.json").write_text(json.dumps({"task": task.name, **history}, indent=1))
 
 
@@ -143,16 +143,14 @@ def predictions_of(logits, task: Task) -> list[int] | list[float]:
     return values.argmax(-1).tolist() if task.kind == "single_label" else values.flatten().tolist()
 
 
-def labelled_rows(backbone: SequenceClassifierBackbone, task: Task, split: str) -> list[dict[str, Any]]:
-    """A split's rows as the Trainer takes them: token ids, unpadded, and ``labels``."""
-    tokens = backbone.tokenize(task.splits[split].texts)
-    return [{**row, "labels": label} for row, label in zip(tokens.rows, task.splits[split].labels, strict=True)]
+def labelled(inputs: Inputs, task: Task, split: str) -> list[dict[str, Any]]:
+    """A split's rows as the Trainer takes them: what the model reads, and ``labels``."""
+    return [{**row, "labels": label} for row, label in zip(inputs.rows, task.splits[split].labels, strict=True)]
 
 
-def _with_head(backbone: SequenceClassifierBackbone, model: Any, options: FullFineTuning) -> dict[str, Any]:
+def _with_head(backbone: EncoderBackbone, model: Any, options: FullFineTuning) -> dict[str, Any]:
     """What a ``Trainer`` needs for an encoder with a head."""
-    collator = DataCollatorWithPadding(backbone.tokenizer)
-    return {"data_collator": collator, "optimizers": (_optimizer(model, options), None)}
+    return {"data_collator": backbone.collate, "optimizers": (_optimizer(model, options), None)}
 
 
 def _optimizer(model: Any, options: FullFineTuning) -> torch.optim.Optimizer:

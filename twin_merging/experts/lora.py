@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import PreTrainedModel
 
-from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone
+from twin_merging.backbones.encoders import EncoderBackbone
 from twin_merging.config import LoraFineTuning
 from twin_merging.errors import UserError
 from twin_merging.experts.fine_tuning import save_expert, train
@@ -18,7 +18,7 @@ from twin_merging.tasks.base import Task
 
 
 def lora_fine_tuning(
-    backbone: SequenceClassifierBackbone, task: Task, options: LoraFineTuning, seed: int, folder: Path, scratch: Path
+    backbone: EncoderBackbone, task: Task, options: LoraFineTuning, seed: int, folder: Path, scratch: Path
 ) -> None:
     """Fine-tune θ₀ + (α/r)·BA with the head in full, and save the expert with the *product* added to its weights.
 

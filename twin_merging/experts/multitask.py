@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,12 +13,12 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from twin_merging.backbones.features import Head, head_input
-from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone
+from twin_merging.backbones.encoders import EncoderBackbone
+from twin_merging.backbones.features import Features, Head, head_input
 from twin_merging.config import FullFineTuning
 from twin_merging.evaluation.metrics import metrics
 from twin_merging.evaluation.selection import Choice, choose
-from twin_merging.experts.fine_tuning import fit, labelled_rows, predictions_of
+from twin_merging.experts.fine_tuning import fit, labelled, predictions_of
 from twin_merging.tasks.base import TRAIN, VALIDATION, Task
 
 HEADS = "heads.safetensors"
@@ -30,28 +31,28 @@ class JointModel(nn.Module):
         encoder: shared by all tasks.
         heads: in the order of the tasks.
         regressions: which of the tasks are.
+        head_input: of the encoder's output what heads read.
     """
 
     base_model_prefix = "encoder"
 
-    def __init__(self, encoder: PreTrainedModel, heads: list[Head], regressions: list[bool]):
+    def __init__(
+        self,
+        encoder: PreTrainedModel,
+        heads: list[Head],
+        regressions: list[bool],
+        head_input: Callable[[Any], Features] = head_input,
+    ):
         super().__init__()
+        self._head_input = head_input
         self.encoder, self.heads, self.regressions = encoder, nn.ModuleList(heads), regressions
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        task: Tensor,
-        labels: Tensor,
-        token_type_ids: Tensor | None = None,
-    ) -> SequenceClassifierOutput:
+    def forward(self, task: Tensor, labels: Tensor, **inputs: Tensor) -> SequenceClassifierOutput:
         """The mean over rows of each row's own task's loss: cross-entropy, or the squared error of a regression.
 
         ``logits`` (rows, the most labels of any task) hold a row's own in its first columns and −∞ in the others.
         """
-        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        features = head_input(self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types))
+        features = self._head_input(self.encoder(**inputs))
         losses, given = labels.new_zeros((), dtype=torch.float32), []
         for index, (head, regression) in enumerate(zip(self.heads, self.regressions, strict=True)):
             mine = (task == index).nonzero().flatten()
@@ -70,7 +71,7 @@ class JointModel(nn.Module):
 
 
 def train_jointly(
-    backbone: SequenceClassifierBackbone, tasks: list[Task], options: FullFineTuning, seed: int, scratch: Path
+    backbone: EncoderBackbone, tasks: list[Task], options: FullFineTuning, seed: int, scratch: Path
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]], Choice]:
     """Train on the union of the training sets: batches are drawn from all rows alike, so that larger tasks weigh more.
 
@@ -87,7 +88,7 @@ def train_jointly(
     backbone.check_head_reads_first_token(first)
     encoder = backbone.encoder(first)
     heads = [Head(first), *(Head(backbone.new_expert(task, options.backbone_dropout)) for task in tasks[1:])]
-    model = JointModel(encoder, heads, [task.kind == "regression" for task in tasks])
+    model = JointModel(encoder, heads, [task.kind == "regression" for task in tasks], backbone.head_input)
     model.to(backbone.device)
     rows = {split: _union(backbone, tasks, split) for split in (TRAIN, VALIDATION)}
 
@@ -105,8 +106,8 @@ def train_jointly(
     return encoder.state_dict(), own, choice
 
 
-def _union(backbone: SequenceClassifierBackbone, tasks: list[Task], split: str) -> list[dict[str, Any]]:
-    rows = [labelled_rows(backbone, task, split) for task in tasks]
+def _union(backbone: EncoderBackbone, tasks: list[Task], split: str) -> list[dict[str, Any]]:
+    rows = [labelled(backbone.inputs(task, split), task, split) for task in tasks]
     return [{**row, "labels": float(row["labels"]), "task": index} for index, mine in enumerate(rows) for row in mine]
 
 

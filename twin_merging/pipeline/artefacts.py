@@ -6,15 +6,16 @@ import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from twin_merging import checkpoints, parameters
+from twin_merging.backbones.encoders import EncoderBackbone, Inputs
 from twin_merging.backbones.features import Features, Head
-from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone, Tokens
+from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import backbones, routers
 from twin_merging.merging.emr import task_vectors
@@ -30,7 +31,7 @@ from twin_merging.tasks.base import TEST, Task
 FEATURES = "features.safetensors"
 
 
-def backbone_of(stages: Stages) -> SequenceClassifierBackbone:
+def backbone_of(stages: Stages) -> EncoderBackbone:
     options = stages.run.backbone
     device = resolve_device(stages.run.device)
     return _one_backbone(
@@ -39,9 +40,7 @@ def backbone_of(stages: Stages) -> SequenceClassifierBackbone:
 
 
 @lru_cache(maxsize=1)
-def _one_backbone(
-    name: str, options: str, folder: Path, device: torch.device, autocast: bool
-) -> SequenceClassifierBackbone:
+def _one_backbone(name: str, options: str, folder: Path, device: torch.device, autocast: bool) -> EncoderBackbone:
     """One object for all jobs of a process, since its tokenizer is slow to load."""
     component = backbones[name]
     return component.load()(component.options(**json.loads(options)), folder, device, autocast)
@@ -65,8 +64,9 @@ def evaluated_of(stages: Stages) -> list[Task]:
     return [task_of(stages, name) for name in stages.evaluated]
 
 
-def tokens_of(stages: Stages, task: Task, split: str, rows: int | None = None) -> Tokens:
-    return backbone_of(stages).tokenize(task.splits[split].texts[:rows])
+def inputs_of(stages: Stages, task: Task, split: str, rows: int | None = None) -> Inputs:
+    """The first rows of a task's split, by default all, as the backbone reads them."""
+    return backbone_of(stages).inputs(task, split, range(len(task.splits[split]))[:rows])
 
 
 def base_weights(stages: Stages) -> Checkpoint:
@@ -137,11 +137,11 @@ def read_by_router(stages: Stages, split: str, tasks: list[Task]) -> list[Any]:
         (stage,) = read(stages, split)
         features = features_of(stages, stage, tasks)
         return [features[task.name]["mean"] for task in tasks]
-    special = set(backbone_of(stages).tokenizer.all_special_ids)
+    special = set(cast(SequenceClassifierBackbone, backbone_of(stages)).tokenizer.all_special_ids)
     return [
         [
             [token for token in row["input_ids"] if token not in special]
-            for row in tokens_of(stages, task, split, None if split == TEST else stages.run.router.rows).rows
+            for row in inputs_of(stages, task, split, None if split == TEST else stages.run.router.rows).rows
         ]
         for task in tasks
     ]

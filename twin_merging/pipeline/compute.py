@@ -36,12 +36,12 @@ from twin_merging.pipeline.artefacts import (
     exclusive_of,
     expert_weights,
     heads_of,
+    inputs_of,
     read_all,
     read_by_router,
     routing_weights,
     task_of,
     tasks_of,
-    tokens_of,
     weights_at,
     with_own,
 )
@@ -139,10 +139,10 @@ def _chosen_from_grid(stages: Stages, method: Any) -> dict[str, Any]:
     refuse_test(key, tasks, VALIDATION)
     references = [max(_own_validation(stages, index).values()) for index in range(len(tasks))]
     heads, backbone, scores = heads_of(stages), backbone_of(stages), {}
-    tokens = [tokens_of(stages, task, VALIDATION) for task in tasks]
+    rows_of = [inputs_of(stages, task, VALIDATION) for task in tasks]
     for value, weights in _candidates(stages, method, key):
         encoder, ratios = encoder_with(stages, weights), []
-        for index, (task, rows, reference) in enumerate(zip(tasks, tokens, references, strict=True)):
+        for index, (task, rows, reference) in enumerate(zip(tasks, rows_of, references, strict=True)):
             if stages.answers_with_own:
                 encoder.load_state_dict(with_own(stages, weights, index))
             features = backbone.encode(encoder, rows, stages.run.evaluation.batch_size, f"{key} {value:g}: {task.name}")
@@ -177,7 +177,7 @@ def _own_validation(stages: Stages, index: int) -> dict[str, float]:
     task, backbone = tasks_of(stages)[index], backbone_of(stages)
     encoder = encoder_with(stages, read_all(expert_weights(stages)[index]))
     features = backbone.encode(
-        encoder, tokens_of(stages, task, VALIDATION), stages.run.evaluation.batch_size, f"{task.name} expert"
+        encoder, inputs_of(stages, task, VALIDATION), stages.run.evaluation.batch_size, f"{task.name} expert"
     )
     return {
         "published": metrics[task.metric](
@@ -203,9 +203,9 @@ def encoded(
     for name in names:
         if own:
             model.load_state_dict(with_own(stages, weights, stages.names.index(name)))
-        tokens = tokens_of(stages, task_of(stages, name), split, rows)
+        inputs = inputs_of(stages, task_of(stages, name), split, rows)
         features = backbone.encode(
-            model, tokens, stages.run.evaluation.batch_size, f"{label}: {name}", layer=layer, for_router=for_router
+            model, inputs, stages.run.evaluation.batch_size, f"{label}: {name}", layer=layer, for_router=for_router
         )
         tensors |= {f"{name}.{key}": value for key, value in features.items()}
     checkpoints.save(tensors, folder / FEATURES)
@@ -250,10 +250,10 @@ def dynamic_features(
         if model is None or stages.answers_with_own:
             own = with_own(stages, merged, index) if stages.answers_with_own else merged
             model = build(encoder_with(stages, own), knowledge, stages.run.inference)
-        tokens = tokens_of(stages, task, split, rows[index] if rows else None)
+        inputs = inputs_of(stages, task, split, rows[index] if rows else None)
         label = f"{stages.method.name}: {task.name}"
         found[task.name] = backbone.encode(
-            model, tokens, stages.run.inference.batch_size, label, weights[task.name], first_block=first
+            model, inputs, stages.run.inference.batch_size, label, weights[task.name], first_block=first
         )
         dropped = max(dropped, model.mixture.dropped)
         if stages.run.inference.explain:

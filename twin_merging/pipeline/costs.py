@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from twin_merging.pipeline.artefacts import ENCODER, task_of, tokens_of
+from twin_merging.pipeline.artefacts import ENCODER, inputs_of, task_of
 from twin_merging.pipeline.cache import Artefact
 from twin_merging.pipeline.data_methods import size_of_heads
 from twin_merging.pipeline.graph import Graph
@@ -82,8 +82,7 @@ def training_tokens(stages: Stages) -> dict[str, int | None]:
 
 def lengths(stages: Stages, name: str, split: str, rows: int | None, folder: Path, scratch: Path) -> None:
     """Tokens of each of a task's first rows."""
-    tokens = tokens_of(stages, task_of(stages, name), split, rows)
-    (folder / LENGTHS).write_text(json.dumps([len(row["input_ids"]) for row in tokens.rows]))
+    (folder / LENGTHS).write_text(json.dumps(inputs_of(stages, task_of(stages, name), split, rows).lengths))
 
 
 def _lengths_at(stages: Stages, stage: Stage) -> list[int]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from twin_merging import checkpoints, parameters
 from twin_merging.backbones import statistics
-from twin_merging.backbones.features import Features, Head, head_input, read_by_head
+from twin_merging.backbones.features import Features, Head, read_by_head
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import Ties, merge_methods
 from twin_merging.evaluation.heads import Answer
@@ -32,10 +32,10 @@ from twin_merging.pipeline.artefacts import (
     features_of,
     head_states,
     heads_of,
+    inputs_of,
     read_all,
     task_of,
     tasks_of,
-    tokens_of,
 )
 from twin_merging.pipeline.stages import Stages
 from twin_merging.tasks.base import TRAIN, VALIDATION, Task
@@ -50,9 +50,9 @@ def fisher(stages: Stages, method: Any, index: int, folder: Path, scratch: Path)
     task, backbone = task_of(stages, stages.names[index]), backbone_of(stages)
     refuse_test(f"fisher of {task.name}", [task], VALIDATION)
     model = backbone.load(stages.get(stages.experts[index]).folder, task.num_labels, task.kind == "regression")
-    rows = task.splits[VALIDATION].take(list(range(min(method.rows, len(task.splits[VALIDATION])))))
     found = statistics.diagonal_fisher(
-        backbone, model, backbone.tokenize(rows.texts), method.labels, rows.labels, stages.run.evaluation.batch_size,
+        backbone, model, inputs_of(stages, task, VALIDATION, method.rows), method.labels,
+        task.splits[VALIDATION].labels[: method.rows], stages.run.evaluation.batch_size,
         stages.run.seed, f"fisher: {task.name}",
     )  # fmt: skip
     checkpoints.save(found, folder / "statistic.safetensors")
@@ -63,9 +63,9 @@ def gram(stages: Stages, method: Any, index: int, folder: Path, scratch: Path) -
     """XᵀX of the inputs of an expert's linear layers, by layer, and which layer's each weight has."""
     task, backbone = task_of(stages, stages.names[index]), backbone_of(stages)
     encoder = encoder_with(stages, read_all(expert_weights(stages)[index]))
-    tokens = backbone.tokenize(task.splits[TRAIN].texts[: method.rows])
+    inputs = inputs_of(stages, task, TRAIN, method.rows)
     found, layers = statistics.grams(
-        backbone, encoder, tokens, stages.run.evaluation.batch_size, f"inputs: {task.name}"
+        backbone, encoder, inputs, stages.run.evaluation.batch_size, f"inputs: {task.name}"
     )
     checkpoints.save(found, folder / "statistic.safetensors")
     (folder / "layers.json").write_text(json.dumps(layers))
@@ -152,18 +152,17 @@ def _entropy_of(stages: Stages, tasks: list[Task], encoder: Any, method: Any) ->
     """A function that runs each task's next batch through the encoder and its head, and goes back from Σ_t mean entropy."""
     backbone, heads = backbone_of(stages), heads_of(stages)
     generator = torch.Generator().manual_seed(stages.run.seed)
-    rows = [tokens_of(stages, task, method.inputs).rows for task in tasks]
-    order = [surgery.shuffled(len(mine), method.batch_size, generator) for mine in rows]
+    inputs = [inputs_of(stages, task, method.inputs) for task in tasks]
+    order = [surgery.shuffled(len(mine.rows), method.batch_size, generator) for mine in inputs]
     for head in heads.values():
         head.requires_grad_(False)
 
     def backward() -> float:
         total = 0.0
-        for task, mine, batches in zip(tasks, rows, order, strict=True):
-            chosen = [mine[row] for row in next(batches).tolist()]
-            batch = backbone.tokenizer.pad(chosen, return_tensors="pt").to(backbone.device)
+        for task, mine, batches in zip(tasks, inputs, order, strict=True):
+            batch = backbone.batch(mine, next(batches).tolist())
             with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.autocast):
-                loss = entropy(heads[task.name].logits(head_input(encoder(**batch)))).mean()
+                loss = entropy(heads[task.name].logits(backbone.head_input(encoder(**batch)))).mean()
             loss.backward()
             total += loss.item()
         return total

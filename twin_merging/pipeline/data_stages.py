@@ -89,4 +89,4 @@ def check_classes(method: Any, kinds: Mapping[str, str]) -> None:
 
 
 def _precision(stages: Stages) -> dict[str, Any]:
-    return {"precision": stages.precision, "max_length": stages.run.backbone.max_length}
+    return {"precision": stages.precision, **stages.reading}

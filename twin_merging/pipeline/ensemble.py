@@ -62,7 +62,7 @@ def _answer(
     """Put an expert's features of the rows that were sent to it where theirs are."""
     backbone, encoder = backbone_of(stages), encoder_with(stages, expert)
     for task, rows in sent:
-        tokens = backbone.tokenize([task.splits[split].texts[row] for row in rows.tolist()])
-        features = backbone.encode(encoder, tokens, stages.run.evaluation.batch_size, f"{label}: {task.name}")
+        inputs = backbone.inputs(task, split, rows.tolist())
+        features = backbone.encode(encoder, inputs, stages.run.evaluation.batch_size, f"{label}: {task.name}")
         for key, value in features.items():
             found[task.name][key] = found[task.name][key].index_copy(0, rows, value)

@@ -17,7 +17,7 @@ def trained(stages: Stages, name: str) -> Stage:
     """θ_t and its head, fine-tuned here."""
     run = stages.run
     options = {
-        "finetune": to_plain(run.finetune), "code": finetunings[run.finetune.name].code_hash(), "max_length": run.backbone.max_length,
+        "finetune": to_plain(run.finetune), "code": finetunings[run.finetune.name].code_hash(), **stages.reading,
         "precision": stages.precision, "seed": run.training_seed,
     }  # fmt: skip
     return Stage("expert", name, options, (stages.base, stages.data(name)), by("compute", "expert", stages, name))

@@ -37,7 +37,7 @@ def read(stages: Stages, split: str) -> tuple[Stage, ...]:
 
 def chosen(stages: Stages) -> Stage:
     """Features of test rows, each by the expert that the router chooses."""
-    options = {"precision": stages.precision, "max_length": stages.run.backbone.max_length}
+    options = {"precision": stages.precision, **stages.reading}
     inputs = (stages.router, *read(stages, TEST), *stages.experts, *stages.references)
     load = by("ensemble", "chosen", stages)
     return Stage("chosen", "test rows by the expert routed to", options, inputs, load)
@@ -50,6 +50,6 @@ def router(stages: Stages) -> Stage:
     }  # fmt: skip
     inputs = (*read(stages, stages.run.router.source), *map(stages.data, stages.names))
     if reads_tokens(stages):
-        options["max_length"] = stages.run.backbone.max_length
+        options |= stages.reading
         inputs = (stages.base, *inputs)  # whose tokenizer gives the ids
     return Stage("router", stages.run.router.name, options, inputs, by("compute", "router", stages), version=2)

@@ -53,6 +53,12 @@ class Stages(Graph):
         self.is_elected = self.method.name == "emr"
         self.is_dynamic = self.is_twin or self.is_elected
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The backbone's options that determine what it reads of a row."""
+        backbone = self.run.backbone
+        return {key: getattr(backbone, key) for key in ("max_length", "image_size") if hasattr(backbone, key)}
+
     def data(self, name: str) -> Stage:
         """A task's three splits."""
         options = {
@@ -110,7 +116,7 @@ class Stages(Graph):
         inputs: tuple[Stage, ...] = (self.base, *self.experts, *data_stages.statistics(self, method))
         if getattr(method, "grid", None):
             options["excluded"] = self.run.evaluation.excluded
-            options["precision"], options["max_length"] = self.precision, self.run.backbone.max_length
+            options |= {"precision": self.precision, **self.reading}
             inputs = (*inputs, *(self.data(name) for name in self.names))
         else:
             options["method"] = to_plain(replace(method, grid=None) if hasattr(method, "grid") else method)
@@ -144,7 +150,7 @@ class Stages(Graph):
             own: each task's rows are seen with its expert's values of what does not merge.
         """
         options = {
-            "split": split, "precision": self.precision, "max_length": self.run.backbone.max_length, "layer": layer,
+            "split": split, "precision": self.precision, **self.reading, "layer": layer,
         }  # fmt: skip
         if for_router:
             options["for_router"] = True
@@ -193,7 +199,7 @@ class Stages(Graph):
         """Features of test rows under each row's own merged weights."""
         options = {
             "inference": determining(self.run.inference), "code": inferences[self.run.inference.name].code_hash(), "router": self.run.router.name, "precision": self.precision,
-            "max_length": self.run.backbone.max_length, "layer": getattr(self.run.router, "layer", None),
+            **self.reading, "layer": getattr(self.run.router, "layer", None),
         }  # fmt: skip
         inputs = (self.shared, self.exclusive, *self.routing, *(self.data(name) for name in self.evaluated))
         if self.answers_with_own:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from twin_merging.backbones.blocks import states_at
+from twin_merging.backbones.encoders import Batch, Row
 from twin_merging.backbones.features import router_input
 from twin_merging.backbones.products import faster_products
 from twin_merging.checkpoints import Checkpoint
@@ -42,7 +43,6 @@ from twin_merging.tasks.base import TEST
 from twin_merging.validation import to_plain
 
 RECORD = "timing.json"
-Batch = dict[str, Tensor]
 
 
 def stage(stages: Stages) -> Stage:
@@ -53,7 +53,7 @@ def stage(stages: Stages) -> Stage:
     run, inputs = stages.run, (stages.base, *map(stages.data, stages.names))
     options: dict[str, Any] = {
         "rows": run.evaluation.timing, "batch_size": batch_size(stages), "precision": stages.precision,
-        "max_length": run.backbone.max_length, "machine": machine(str(resolve_device(run.device))), "way": _way(stages),
+        **stages.reading, "machine": machine(str(resolve_device(run.device))), "way": _way(stages),
     }  # fmt: skip
     if stages.is_dynamic:
         options["inference"] = to_plain(run.inference)
@@ -76,14 +76,14 @@ def measure(stages: Stages, folder: Path, scratch: Path) -> None:
     which both ways take turns. Heads, and adapters of surgery, which are a few small products, are not counted.
     """
     backbone = backbone_of(stages)
-    rows, tasks = _sample(stages)
-    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]["input_ids"]))
+    rows, lengths, tasks = _sample(stages)
+    order = sorted(range(len(rows)), key=lambda row: -lengths[row])
     batches: list[Batch] = []
     truths: list[Tensor] = []
     for start in range(0, len(order), batch_size(stages)):
         chosen = order[start : start + batch_size(stages)]
-        padded = backbone.tokenizer.pad([rows[row] for row in chosen], return_tensors="pt").to(backbone.device)
-        batches.append(dict(padded))
+        together = backbone.collate([rows[row] for row in chosen])
+        batches.append({name: tensor.to(backbone.device) for name, tensor in together.items()})
         truths.append(torch.tensor([tasks[row] for row in chosen], device=backbone.device))
     static = encoder_with(stages, read_all(base_weights(stages))).to(backbone.device).eval()
     ways: dict[str, Callable[[], object]] = {"static": lambda: [static(**batch) for batch in batches]}
@@ -95,7 +95,7 @@ def measure(stages: Stages, folder: Path, scratch: Path) -> None:
     per_1000 = {name: 1000 * median(seconds) / len(rows) for name, seconds in taken.items()}
     method = per_1000.get("method", per_1000["static"])
     record = {
-        "machine": machine(str(backbone.device)), "rows": len(rows), "tokens": sum(len(row["input_ids"]) for row in rows), "batch_size": batch_size(stages),
+        "machine": machine(str(backbone.device)), "rows": len(rows), "tokens": sum(lengths), "batch_size": batch_size(stages),
         "rounds": len(taken["static"]), "seconds_per_1000": method, "static_seconds_per_1000": per_1000["static"],
         "ratio": method / per_1000["static"],
     }  # fmt: skip
@@ -114,20 +114,23 @@ def _way(stages: Stages) -> str:
     return "routed experts" if stages.is_ensemble else "routed"
 
 
-def _sample(stages: Stages) -> tuple[list[dict[str, list[int]]], list[int]]:
-    """Token ids of test rows of all tasks, drawn as one stream, and which task each is of. Seeds of a job draw the same."""
+def _sample(stages: Stages) -> tuple[list[Row], list[int], list[int]]:
+    """Test rows of all tasks, drawn as one stream, their tokens, and which task each is of. Seeds of a job draw the same."""
     tasks = tasks_of(stages)
     places = [(task, row) for task, each in enumerate(tasks) for row in range(len(each.splits[TEST]))]
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0)).tolist()
     chosen = [places[place] for place in order[: stages.run.evaluation.timing]]
-    rows: list[dict[str, list[int]]] = []
+    rows: list[Row] = []
+    lengths: list[int] = []
     owners: list[int] = []
     for index, task in enumerate(tasks):
-        texts = [task.splits[TEST].texts[row] for owner, row in chosen if owner == index]
-        if texts:
-            rows += backbone_of(stages).tokenize(texts).rows
-            owners += [index] * len(texts)
-    return rows, owners
+        mine = [row for owner, row in chosen if owner == index]
+        if mine:
+            inputs = backbone_of(stages).inputs(task, TEST, mine)
+            rows += inputs.rows
+            lengths += inputs.lengths
+            owners += [index] * len(mine)
+    return rows, lengths, owners
 
 
 def _dynamic(stages: Stages, batches: list[Batch], truths: list[Tensor]) -> Callable[[], object]:
@@ -170,14 +173,14 @@ def _routed(stages: Stages, static: nn.Module, batches: list[Batch]) -> Callable
             static(**batch)
             return
         output = static(**batch, output_hidden_states=True)
-        router.weights(router_input(output.hidden_states[layer], batch["attention_mask"])["mean"])
+        router.weights(router_input(output.hidden_states[layer], batch.get("attention_mask"))["mean"])
 
     def by_expert(batch: Batch) -> None:
         if reads_tokens(stages):
             weights = router.weights(batch["input_ids"], batch["attention_mask"])
         else:
             states = states_at(static, layer, lambda **asked: static(**batch, **asked))
-            weights = router.weights(router_input(states, batch["attention_mask"])["mean"])
+            weights = router.weights(router_input(states, batch.get("attention_mask"))["mean"])
         top = weights.argmax(-1)
         for expert in top.unique():
             mine = (top == expert).nonzero().flatten()

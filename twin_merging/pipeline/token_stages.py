@@ -42,7 +42,7 @@ def needed(stages: Stages) -> list[Stage]:
 
 
 def _each(stages: Stages, split: str, rows: int | None = None) -> list[Stage]:
-    options = {"split": split, "rows": rows, "max_length": stages.run.backbone.max_length}
+    options = {"split": split, "rows": rows, **stages.reading}
     return [
         Stage("lengths", f"{name}, {split} rows", options, (stages.base, stages.data(name)), by("costs", "lengths", stages, name, split, rows))
         for name in stages.names

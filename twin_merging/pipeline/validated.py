@@ -39,7 +39,7 @@ def stage(stages: Stages) -> Stage:
     options: dict[str, Any] = {
         "method": to_plain(stages.method), "router": to_plain(run.router), "router code": routers[run.router.name].code_hash(),
         "heads": run.evaluation.heads, "excluded": run.evaluation.excluded, "parameters": to_plain(run.parameters),
-        "precision": stages.precision, "max_length": run.backbone.max_length, "seed": run.seed,
+        "precision": stages.precision, **stages.reading, "seed": run.seed,
     }  # fmt: skip
     answered = [] if stages.is_ensemble else [stages.encoded_by_shared(VALIDATION, stages.answers_with_own)]
     if stages.is_dynamic:

@@ -54,7 +54,7 @@ class Vision:
 
     def known(self) -> tuple[str, ...]:
         """Names of all tasks, of folders and of the offline assets."""
-        return tuple(sorted({*self._folders(), *(self._offline.known() if self._offline else ())}))
+        return tuple(sorted({*self._folders(), *self._offline.known()}))
 
     def assets(self, name: str) -> tuple[str, ...]:
         """Assets that the task is read from."""
@@ -116,16 +116,12 @@ class Vision:
 
     @cached_property
     def _offline(self) -> Any:
-        try:
-            from twin_merging.tasks.offline_vision import OfflineVision
-        except ModuleNotFoundError as error:
-            if error.name != "twin_merging.tasks.offline_vision":
-                raise
-            return None
+        from twin_merging.tasks.offline_vision import OfflineVision
+
         return OfflineVision(self.options, self.paths)
 
     def _find_offline(self, name: str) -> Any:
-        if self._offline is None or name not in self._offline.known():
+        if name not in self._offline.known():
             places = ", ".join(map(str, self.folders)) or "paths.data, which is null"
             raise unknown("tasks.names", name, self.known(), f"task, which is no folder of {places}")
         return self._offline

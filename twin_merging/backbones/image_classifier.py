@@ -1,0 +1,136 @@
+"""Any Hugging Face image encoder with a classification head a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from twin_merging.backbones.encoders import Batch, EncoderBackbone, Row
+from twin_merging.backbones.features import Features, head_input
+from twin_merging.errors import UserError
+from twin_merging.tasks.base import Task
+
+PIXELS, AT_ONCE = "pixel_values", 64
+
+
+class Pixels:
+    """Images of a split's rows as the model sees them, but for the scale of their numbers.
+
+    Args:
+        pixels: bytes, (rows, 3, S, S).
+        tokens: of an image.
+    """
+
+    def __init__(self, pixels: Tensor, tokens: int):
+        self._pixels, self._tokens = pixels, tokens
+
+    @property
+    def rows(self) -> list[Row]:
+        return [{PIXELS: image} for image in self._pixels]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [self._tokens] * len(self._pixels)
+
+
+class ImageClassifierBackbone(EncoderBackbone):
+    """Images, one a row, resized and cut to ``image_size`` as the model's own processor does it.
+
+    Heads read the first token's last state or, as DINOv2's do, also the mean of the others'.
+    """
+
+    classifier = AutoModelForImageClassification
+
+    @cached_property
+    def processor(self) -> Any:
+        """What makes the model's input of an image, at the size that is asked for."""
+        load = partial(
+            AutoImageProcessor.from_pretrained, self.folder, trust_remote_code=self.options.trust_remote_code
+        )
+        processor, side = load(), self.options.image_size
+        if side is None or side == self._side(processor):
+            return processor
+        given = {name: length for name, length in dict(processor.size).items() if length}
+        size = {name: round(length * side / self._side(processor)) for name, length in given.items()}
+        return load(size=size, crop_size={"height": side, "width": side})
+
+    def inputs(self, task: Task, split: str, rows: Sequence[int] | None = None) -> Pixels:
+        if task.images is None:
+            raise UserError(
+                "this backbone sees images",
+                key="tasks",
+                found=f"{task.name}, whose rows are texts",
+                expected="tasks=vision",
+            )
+        from twin_merging.tasks.images import decode
+
+        images = task.images
+        keys = [texts[0] for texts in task.splits[split].texts]
+        keys = keys if rows is None else [keys[row] for row in rows]
+        make = partial(self.processor, do_rescale=False, do_normalize=False, return_tensors="pt")
+
+        def pixels(some: list[str]) -> Tensor:
+            return make([decode(images[key]) for key in some])[PIXELS].round().clamp(0, 255).to(torch.uint8)
+
+        with ThreadPoolExecutor() as pool:
+            parts = pool.map(pixels, [keys[start : start + AT_ONCE] for start in range(0, len(keys), AT_ONCE)])
+            return Pixels(torch.cat(list(parts)), self._tokens)
+
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """Numbers are (x / 255 − mean) / σ of each channel."""
+        others = {name: torch.tensor([row[name] for row in rows]) for name in rows[0] if name != PIXELS}
+        pixels = torch.stack([row[PIXELS] for row in rows])
+        mean, deviation = self._scale
+        return {PIXELS: (pixels.float() - mean) / deviation, **others}
+
+    def example(self) -> Pixels:
+        size = self._side(self.processor)
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
+        return Pixels(pixels, self._tokens)
+
+    def save_reader(self, folder: Path) -> None:
+        self.processor.save_pretrained(folder)
+
+    def head_input(self, output: Any) -> Features:
+        if not self._reads_rest:
+            return {"first": head_input(output)["first"]}
+        states = output.last_hidden_state.float()
+        return {"first_and_rest": torch.cat([states[:, 0], states[:, 1:].mean(1)], 1)}
+
+    @staticmethod
+    def _side(processor: Any) -> int:
+        """Of the square that the model sees, in pixels."""
+        cut = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
+        size = dict(cut or processor.size)
+        return int(size.get("height") or size["shortest_edge"])
+
+    @cached_property
+    def _scale(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel's bytes, (3, 1, 1)."""
+        processor = self.processor
+        given = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+        whole = 255.0 if processor.do_rescale else 1.0
+        mean, deviation = (torch.tensor(each).view(3, 1, 1) * whole for each in given)
+        return mean, deviation
+
+    @cached_property
+    def _tokens(self) -> int:
+        """What an image is to the encoder: patches, and tokens of the model's own."""
+        side, config = self._side(self.processor), self._skeleton.config
+        patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
+        return (side // patch) ** 2 + 1 + getattr(config, "num_register_tokens", 0)
+
+    @cached_property
+    def _reads_rest(self) -> bool:
+        """Whether heads read twice the hidden size."""
+        model = self.load(self.folder, num_labels=2, new_head=True)
+        wide = 2 * model.config.hidden_size
+        return any(tensor.dim() == 2 and tensor.shape[1] == wide for tensor in self.head_state(model).values())
