@@ -125,6 +125,26 @@ def test_vision_encoders(kind, factored, caplog):
     assert "no routed form" not in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["dinov2", "vit"])
+@torch.no_grad()
+def test_images_of_other_sizes_have_resized_positions(kind, caplog):
+    model = drawn(AutoModel.from_config(VISION[kind], attn_implementation="eager"), torch.float64)
+    deltas, weights = exclusive_of(model, True), weights_of()
+    twin, asked = (
+        TwinMergedModel(copy.deepcopy(model), deltas),
+        {} if kind == "dinov2" else {"interpolate_pos_encoding": True},
+    )
+    for height, width in ((8, 8), (12, 12), (12, 8), (12, 12)):
+        images = torch.randn(B, 3, height, width, dtype=torch.float64)
+        slow = [merged(model, deltas, w)(images[row : row + 1], **asked) for row, w in enumerate(weights)]
+        fast = twin(pixel_values=images, weights=weights, **asked).last_hidden_state
+        torch.testing.assert_close(fast, torch.cat([each.last_hidden_state for each in slow]), rtol=0, atol=1e-6)
+        same = twin(pixel_values=images, weights=weights[:1].repeat(B, 1), **asked).last_hidden_state
+        alike = merged(model, deltas, weights[0])(images, **asked).last_hidden_state
+        torch.testing.assert_close(same, alike, rtol=0, atol=1e-6)
+    assert "no routed form" not in caplog.text
+
+
 @pytest.mark.parametrize("factored", [True, False])
 @pytest.mark.parametrize(
     "skip", [(), ("proj",), ("positional_embedding", "class_embedding"), ("positional_embedding",)]

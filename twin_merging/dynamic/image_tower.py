@@ -1,9 +1,11 @@
-"""open_clip's image tower, which has a class token, positions and a projection of its own."""
+"""What image encoders have of their own: class tokens, positions, and the projection of open_clip's tower."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from twin_merging.dynamic.plan import Planner
@@ -56,3 +58,50 @@ class RoutedImageTower(Routed):
             else:
                 own += known
         return own
+
+
+class RoutedTokens(Routed):
+    """A module that adds parameters of (1, tokens, d) or (d) to every example's tokens: each example gets its own.
+
+    Its own code runs with p_s + Σ_t w_t δ_t of shape (B, tokens, d) in their place. Positions that it resizes to the image's
+    are resized first, each expert's once a size: that is linear, so that it is the same.
+    """
+
+    resizing, positions = "interpolate_pos_encoding", "position_embeddings"
+
+    def forward(self, *args, **kwargs):
+        weights = self.mixture.weights
+        if weights is None:
+            return self.shared(*args, **kwargs)
+        own, resizes = {}, False
+        for name, shared, deltas in self.vectors():
+            own[name] = self.own_vector(name, shared, deltas).reshape(len(weights), -1, shared.shape[-1])
+            if name == self.positions and hasattr(self.shared, self.resizing):
+                resizes = True
+                self.shared.__dict__[self.resizing] = partial(self._resized, shared, deltas)
+        try:
+            with instead_of(self.shared, own):
+                return self.shared(*args, **kwargs)
+        finally:
+            if resizes:
+                del self.shared.__dict__[self.resizing]
+
+    def _resized(self, shared: Tensor, deltas: Tensor, embeddings: Tensor, height: int, width: int) -> Tensor:
+        """Each example's positions, (B, tokens, d), as the module resizes them to an image's size."""
+
+        def resized(positions: Tensor) -> Tensor:
+            with instead_of(self.shared, {self.positions: positions}):
+                return getattr(type(self.shared), self.resizing)(self.shared, embeddings, height, width)
+
+        def find(weights: Tensor) -> Tensor:
+            size = height, width, deltas.device
+            if size not in self._sizes:
+                self._sizes[size] = torch.cat([resized(delta) for delta in deltas])
+            with torch.autocast(weights.device.type, enabled=False):
+                return mixed_by(weights, self._sizes[size]).add_(resized(shared)).to(shared.dtype)
+
+        return self.mixture.once((self, self.positions, height, width), find)
+
+    def prepare(self, planner: Planner, deltas: dict[str, Any]) -> None:
+        super().prepare(planner, deltas)
+        self._sizes: dict[Any, Tensor] = {}

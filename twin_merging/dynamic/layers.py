@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from twin_merging.dynamic.kernels import by_name
 from twin_merging.dynamic.plan import Planner
-from twin_merging.dynamic.routed import Routed, exchanged, holder, instead_of, mixed_by, spread, weights_of
+from twin_merging.dynamic.routed import Routed, exchanged, holder, mixed_by, spread, weights_of
 from twin_merging.sparsifiers.svd import Factors
 
 
@@ -220,21 +220,3 @@ class RoutedScale(Routed):
         ])  # fmt: skip
         with exchanged(places):
             return self.shared(x)
-
-
-class RoutedTokens(Routed):
-    """A module that adds parameters of (1, tokens, d) or (d) to every example's tokens: each example gets its own.
-
-    Its own code runs with p_s + Σ_t w_t δ_t of shape (B, tokens, d) in their place.
-    """
-
-    def forward(self, *args, **kwargs):
-        weights = self.mixture.weights
-        if weights is None:
-            return self.shared(*args, **kwargs)
-        own = {
-            name: self.own_vector(name, shared, deltas).reshape(len(weights), -1, shared.shape[-1])
-            for name, shared, deltas in self.vectors()
-        }
-        with instead_of(self.shared, own):
-            return self.shared(*args, **kwargs)

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from twin_merging.dynamic.attention import RoutedAttention
 from twin_merging.dynamic.fallback import RoutedByExample, warn
-from twin_merging.dynamic.image_tower import IMAGE_TOWER, RoutedImageTower
+from twin_merging.dynamic.image_tower import IMAGE_TOWER, RoutedImageTower, RoutedTokens
 from twin_merging.dynamic.layers import (
     RoutedConv1D,
     RoutedConv2d,
@@ -18,7 +18,6 @@ from twin_merging.dynamic.layers import (
     RoutedLinear,
     RoutedRMSNorm,
     RoutedScale,
-    RoutedTokens,
 )
 from twin_merging.dynamic.mixture import Mixture
 from twin_merging.dynamic.plan import Planner
