@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import torch
 from PIL import Image
 from transformers import (
@@ -69,3 +72,21 @@ def colour_task(name: str, rows: int = 24, seed: int = 0) -> Task:
             labels.append(label)
         splits[split] = Split(keys, labels)
     return Task(name, "single_label", COLOURS, None, "accuracy", splits, {}, images=images)
+
+
+def save_colours(place: Path) -> Path:
+    """``vision/{a,b}`` below a folder as parquet files: a's rows are 48, 24 and 24, of which b lacks one that is no image."""
+    for number, name in enumerate("ab"):
+        folder = place / "vision" / name
+        folder.mkdir(parents=True)
+        names = COLOURS[number:] + COLOURS[:number]
+        (folder / "labels.json").write_text(json.dumps({"names": names}))
+        task = colour_task(name, 48, seed=number)
+        for split, count in (("train", 48), ("validation", 24), ("test", 24)):
+            rows = task.splits[split]
+            images = [{"bytes": task.images[key], "path": None} for (key,) in rows.texts[:count]]
+            if (name, split) == ("b", "train"):
+                images[5] = {"bytes": b"no image", "path": None}
+            labels = [names.index(COLOURS[label]) for label in rows.labels[:count]]
+            pyarrow.parquet.write_table(pyarrow.table({"image": images, "label": labels}), folder / f"{split}.parquet")
+    return place

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny_exams
+from backbones.tiny_images import save_colours, save_encoder
 from backbones.tiny_language import save_language
 from commands import ROOT, clear_merged, results, succeed
 from tiny_glue import save_glue, save_roberta
@@ -45,6 +46,7 @@ LANGUAGE = [
     "tasks.parts=null",
     "finetune.epochs=1",
 ]
+OF_IMAGES = ["backbone.pretrained=images", "paths.data=DIR", "tasks.names=[a,b]", "tasks.corrupt=0.05"]
 QUICK = "merge_method=ties,dare_ties,regmean,tsv_merge,emr"  # hundreds of steps are no quicker on few rows
 LOOKS = ("--help", "--cfg", "cache=")
 pytestmark = pytest.mark.slow
@@ -63,6 +65,8 @@ def all_commands(
         shutil.copytree(original, folder / "DIR/text" / name)
     save_language(folder / "language", context=2048, words=tiny_exams.WORDS)
     tiny_exams.save_exams(folder / "EXAMS")
+    save_colours(folder / "DIR")
+    save_encoder(folder / "images", "dinov2")
     save_roberta(folder / "roberta", save_glue(folder / "DIR"), **SMALL)
     yield folder
     shutil.rmtree(folder)  # gigabytes
@@ -101,7 +105,9 @@ def test_a_command_of_the_readme_runs(command: str, start_folder: Path):
         succeed(*arguments, *LANGUAGE, *plain, *judge, folder=start_folder)
         assert set(start_folder.rglob("results.json")) > before
         return
-    quick = [QUICK] if "+exp=quickstart_methods" in arguments else []
+    quick = [QUICK] if {"+exp=quickstart_methods", "+exp=vision_small"} & {*arguments} else []
+    if "+exp=vision_small" in arguments:  # whose rows are a large download
+        quick += OF_IMAGES
     if of_roberta:  # which comes from the hub
         quick = ["backbone.pretrained=roberta", "paths.data=DIR"]
     succeed(*arguments, *FEW, *quick, folder=start_folder)

@@ -64,7 +64,11 @@ def data(stages: Stages, name: str, folder: Path, scratch: Path) -> None:
         raise unknown(f"metric of task {name}", raw.metric, metrics, "metric")
     tasks = stages.run.tasks
     task = prepare(raw, stages.rows(name), tasks.limit, tasks.split_seed, tasks.order)
-    without_corrupt(task, getattr(tasks, "corrupt", 0.0)).save(folder)
+    usable = without_corrupt(task, getattr(tasks, "corrupt", 0.0))
+    before, left = (sum(map(len, each.splits.values())) for each in (task, usable))
+    if left < before:
+        log.warning("  %s: %d of %d images cannot be decoded and are left out", name, before - left, before)
+    usable.save(folder)
 
 
 def base(stages: Stages, folder: Path, scratch: Path) -> None:
