@@ -8,7 +8,16 @@ from rich.console import Console
 from synthetic import TASKS, make_result, make_results
 
 from twin_merging.reporting.formats import print_table, to_csv, to_latex, to_markdown, wrap_name
-from twin_merging.reporting.tables import OFFLINE_WARNING, Cell, Column, Table, human_bytes, results_table, write_tables
+from twin_merging.reporting.tables import (
+    OFFLINE_WARNING,
+    RANDOM_WARNING,
+    Cell,
+    Column,
+    Table,
+    human_bytes,
+    results_table,
+    write_tables,
+)
 
 
 def printed(table: Table, width: int) -> str:
@@ -69,6 +78,11 @@ def test_notes_say_what_is_needed_to_read_the_numbers():
 def test_every_form_says_when_it_is_of_the_offline_suite(render):
     assert OFFLINE_WARNING in render(results_table([make_result(), make_result("ties", offline_suite=False)]))
     assert OFFLINE_WARNING not in render(results_table([make_result(offline_suite=False)]))
+
+
+def test_random_weights_are_warned_of():
+    assert RANDOM_WARNING in results_table([make_result(random_weights=True), make_result("ties")]).warning
+    assert RANDOM_WARNING not in results_table([make_result()]).warning
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twin_merging.reporting.methods import Estimate, Method, estimate, join_seeds
-from twin_merging.reporting.tables import MISSING, NO_HEADS, OFFLINE_WARNING, Cell, Column, Table, human_bytes
+from twin_merging.reporting.tables import MISSING, NO_HEADS, Cell, Column, Table, human_bytes, warning_of
 
 NOTES = (
     "Parameters: floating-point numbers that answering needs, heads included; stored: bytes on disk, with masks and indices.",
@@ -39,7 +39,7 @@ def cost_table(results: Sequence[dict[str, Any]]) -> Table | None:
     machines = {result["inference"].get("machine") for result in results if result.get("inference")}
     named = " and ".join(sorted(filter(None, machines)))
     timed = (TIMED_NOTE + (f" Measured on {named}." if named else ""),) if machines else ()
-    warning = OFFLINE_WARNING if any(result["offline_suite"] for result in results) else None
+    warning = warning_of(results)
     return Table("Costs", columns, tuple(_row(method, with_heads) for method in methods), (*NOTES, *timed), warning)
 
 

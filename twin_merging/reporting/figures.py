@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from twin_merging.reporting.bars import WARNING, Bar, Words, draw_bars
 from twin_merging.reporting.lines import draw_lines, lines_by_key
 from twin_merging.reporting.methods import Method, join_seeds, task_metrics
-from twin_merging.reporting.tables import OFFLINE_WARNING, raw_scale
+from twin_merging.reporting.tables import raw_scale, warning_of
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -39,7 +39,7 @@ def task_bars(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     One more, ``average_normalized``, shows the average normalized score. Whiskers are 95 % confidence intervals.
     """
     methods, metrics = join_seeds(results), task_metrics(results)
-    warning = OFFLINE_WARNING if any(result["offline_suite"] for result in results) else None
+    warning = warning_of(results)
     with styled() as figure:
         draw_bars(figure, *_average(methods, warning))
         paths = save(figure, folder, "average_normalized")
@@ -51,7 +51,7 @@ def task_bars(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
 
 def sweep_lines(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     """One chart for each key whose number the sweep varies: the average normalized score against it, a line a method."""
-    warning, paths = OFFLINE_WARNING if any(result["offline_suite"] for result in results) else None, []
+    warning, paths = warning_of(results), []
     with styled() as figure:
         for key, lines in lines_by_key(results).items():
             draw_lines(figure, key, lines, warning)
@@ -82,7 +82,7 @@ def routing_heatmap(result: dict[str, Any], folder: Path, name: str = "routing")
         facts = f"accuracy {100 * routing['accuracy']:.1f}%"
         if routing["temperature"] is not None:  # an oracle has none
             facts += f", temperature {routing['temperature']:.3g}"
-        headline(figure, f"Router of {result['label']}, seed {result['seed']}: {facts}", result["offline_suite"])
+        headline(figure, f"Router of {result['label']}, seed {result['seed']}: {facts}", warning_of([result]))
         return save(figure, folder, name)
 
 
@@ -154,12 +154,12 @@ def _share_texts(shares: Sequence[float], counts: Sequence[int]) -> list[str]:
     return [f"{100 * share:.0f}%\n{count}" for share, count in zip(shares, counts, strict=True)]
 
 
-def headline(figure: Figure, title: str, warned: bool) -> None:
-    """Write the title above a figure, and below it that the suite is small where it has to be warned of."""
+def headline(figure: Figure, title: str, warning: str | None) -> None:
+    """Write the title above a figure, and below it what has to be warned of."""
     height = figure.get_figheight()
     figure.text(0.5, 1 - 0.05 / height, title, ha="center", va="top", fontsize="large")
-    if warned:
-        figure.text(0.5, 1 - 0.32 / height, OFFLINE_WARNING, ha="center", va="top", **WARNING)
+    if warning:
+        figure.text(0.5, 1 - 0.32 / height, warning, ha="center", va="top", **WARNING)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from twin_merging.reporting.trials import trial_note
 Scalar = str | int | float | None
 
 OFFLINE_WARNING = "offline suite: not comparable with the paper's numbers"
+RANDOM_WARNING = "random weights in place of pre-trained ones: scores say nothing of any method"
 SCORE_NOTE = "Task columns: raw score / normalized score. Normalized = 100 × raw / reference."
 PERCENT_NOTE = "Raw scores are × 100, except those of metrics that have no maximum of 1."
 ROWS_NOTE = "(low to high): 95 % confidence interval of the raw score over the test rows."
@@ -79,14 +80,19 @@ def results_table(results: Sequence[dict[str, Any]]) -> Table:
     """
     methods, metrics = join_seeds(results), task_metrics(results)
     with_heads = any(method.heads != NO_HEADS for method in methods)
-    warned = any(result["offline_suite"] for result in results)
     return Table(
         title=_title(results),
         columns=_columns(metrics, with_heads),
         rows=tuple(_row(method, metrics, with_heads) for method in methods),
         notes=tuple(_notes(methods, metrics)),
-        warning="; ".join([*([OFFLINE_WARNING] if warned else []), *_leaks(results)]) or None,
+        warning="; ".join(filter(None, [warning_of(results), *_leaks(results)])) or None,
     )
+
+
+def warning_of(results: Sequence[dict[str, Any]]) -> str | None:
+    """Why scores cannot be compared with the paper's, in words; None where nothing is against it."""
+    words = {"random_weights": RANDOM_WARNING, "offline_suite": OFFLINE_WARNING}
+    return "; ".join(text for key, text in words.items() if any(result.get(key) for result in results)) or None
 
 
 def write_tables(table: Table, folder: Path) -> list[Path]:

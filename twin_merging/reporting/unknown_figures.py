@@ -16,7 +16,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from twin_merging.reporting.bars import EDGE, STYLES
 from twin_merging.reporting.figures import CELL, headline, heatmap, save, slug, styled
-from twin_merging.reporting.tables import raw_scale
+from twin_merging.reporting.tables import raw_scale, warning_of
 
 BLUE, ORANGE = STYLES["oracle"], STYLES["routed"]
 # Okabe and Ito's colours, dark ones first; markers tell them apart in grey.
@@ -41,7 +41,7 @@ def unknown_figures(result: dict[str, Any], label: str, folder: Path) -> list[Pa
                 continue
             figure.clear()
             title = draw(figure, result, record)
-            headline(figure, f"{title}: {label}, seed {result['seed']}", result["offline_suite"])
+            headline(figure, f"{title}: {label}, seed {result['seed']}", warning_of([result]))
             paths += save(figure, folder, f"{name}_{slug(label)}")
     return paths
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twin_merging.reporting.methods import Estimate, Method, estimate, join_seeds
-from twin_merging.reporting.tables import MISSING, OFFLINE_WARNING, Cell, Column, Scalar, Table, raw_scale
+from twin_merging.reporting.tables import MISSING, Cell, Column, Scalar, Table, raw_scale, warning_of
 
 Record = dict[str, Any]
 METHOD = Column("method", "", ("method",), "key")
@@ -46,7 +46,7 @@ def unknown_tables(results: Sequence[Record]) -> dict[str, Table]:
     methods = methods_of(results)
     if not methods:
         return {}
-    warning = OFFLINE_WARNING if any(result["offline_suite"] for result in results) else None
+    warning = warning_of(results)
     makers = {
         "task_unknown_confusion": _confusion, "task_unknown_routes": _routes, "task_unknown_calibration": _calibration, "task_unknown_noise": _noise,
         "task_unknown_new_domain": _new_domain,
