@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from twin_merging.clip_checks import check_clip
 from twin_merging.config import (
     CLASSES,
     IMAGES,
@@ -43,6 +44,7 @@ def check_references(run: RunConfig) -> None:
     _check_method(run, merged)
     check_size(run.sparsifier)
     _check_routing(run)
+    check_clip(run)
 
 
 def _check_tasks(run: RunConfig) -> list[str]:

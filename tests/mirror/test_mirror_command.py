@@ -82,6 +82,14 @@ def test_offline_suites_need_registry_packages():
     assert keys[1].startswith("asset ")
 
 
+def test_a_tag_of_open_clip_needs_its_repository_of_the_hub_and_random_weights_need_none():
+    given = ["backbone=clip_vit_b16", "tasks=vision", "tasks.names=[digits]"]
+    pieces = {piece.key: piece for piece in needed(jobs(*given))}
+    clip = pieces["model timm/vit_base_patch16_clip_224.openai"]
+    assert clip.patterns == ("open_clip_config.json", "open_clip_model.safetensors")
+    assert set(pieces) - {clip.key} == {piece.key for piece in needed(jobs(*given, "backbone.pretrained=null"))}
+
+
 def test_all_is_copied_hashed_and_verified(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture):
     out = tmp_path / "mirror"
     assert main([*arguments, f"out={out}", "--list"]) == 0

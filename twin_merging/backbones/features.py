@@ -15,7 +15,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 Features = dict[str, Tensor]
 """Per row, float32: ``first`` (the first token's last state), ``pooled`` (where the encoder has a pooler), ``mean`` (the
 mean of a layer's states over real tokens, which the router reads), each (rows, hidden); ``first_and_rest`` in their place
-where heads read the first token's last state and the mean of the others', (rows, 2 hidden)."""
+where heads read the first token's last state and the mean of the others', (rows, 2 hidden). Of CLIP, ``pooled`` is the
+image's embedding, and there is no ``first``."""
 
 
 class Head(nn.Module):
@@ -69,9 +70,8 @@ class _Replay(nn.Module):
         if "first_and_rest" in self.features:
             states = self.features["first_and_rest"].unflatten(1, (2, -1))
             return EncoderOutput(last_hidden_state=states, pooler_output=states[:, 0])
-        return EncoderOutput(
-            last_hidden_state=self.features["first"].unsqueeze(1), pooler_output=self.features.get("pooled")
-        )
+        first, pooled = self.features.get("first"), self.features.get("pooled")
+        return EncoderOutput(last_hidden_state=None if first is None else first.unsqueeze(1), pooler_output=pooled)
 
 
 def router_input(states: Tensor, mask: Tensor | None) -> Features:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from twin_merging.backbones.encoders import Batch, EncoderBackbone, Row
 from twin_merging.backbones.features import Features, head_input
 from twin_merging.errors import UserError
 from twin_merging.tasks.base import Task
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 PIXELS, AT_ONCE = "pixel_values", 64
 
@@ -46,7 +49,7 @@ class ImageClassifierBackbone(EncoderBackbone):
     Heads read the first token's last state or, as DINOv2's do, also the mean of the others'.
     """
 
-    classifier = AutoModelForImageClassification
+    classifier: ClassVar[Any] = AutoModelForImageClassification
 
     @cached_property
     def processor(self) -> Any:
@@ -74,14 +77,18 @@ class ImageClassifierBackbone(EncoderBackbone):
         images = task.images
         keys = [texts[0] for texts in task.splits[split].texts]
         keys = keys if rows is None else [keys[row] for row in rows]
-        make = partial(self.processor, do_rescale=False, do_normalize=False, return_tensors="pt")
 
         def pixels(some: list[str]) -> Tensor:
-            return make([decode(images[key]) for key in some])[PIXELS].round().clamp(0, 255).to(torch.uint8)
+            return self.pixels([decode(images[key]) for key in some])
 
         with ThreadPoolExecutor() as pool:
             parts = pool.map(pixels, [keys[start : start + AT_ONCE] for start in range(0, len(keys), AT_ONCE)])
             return Pixels(torch.cat(list(parts)), self._tokens)
+
+    def pixels(self, images: list[Image]) -> Tensor:
+        """The bytes that the model sees of images, (n, 3, S, S)."""
+        made = self.processor(images, do_rescale=False, do_normalize=False, return_tensors="pt")[PIXELS]
+        return made.round().clamp(0, 255).to(torch.uint8)
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         """Numbers are (x / 255 − mean) / σ of each channel."""

@@ -19,8 +19,8 @@ HASHED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja"
 """What a model comes as and what identifies it: weights, configuration, tokenizer and its chat template."""
 CODE = "*.py"
 """Modelling code that comes with weights, where ``backbone.trust_remote_code`` lets it run."""
-CONFIGS = ("config.json", "adapter_config.json")
-"""One of these is in the folder of a model, or of an adapter."""
+CONFIGS = ("config.json", "adapter_config.json", "open_clip_config.json")
+"""One of these is in the folder of a model, of an adapter, or of a CLIP in open_clip's form."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,22 @@ class ImageClassifier:
 
 
 @dataclass
+class Clip:
+    """CLIP's image encoder in open_clip's code, with zero-shot heads that its text encoder makes and no training changes."""
+
+    name: str = "clip"
+    model: str = option("ViT-B-32", "open_clip's name of the architecture; a folder or hub name brings its own")
+    pretrained: str | None = option("openai", "a tag of open_clip's, a folder, or a hub name; null: random weights")
+    revision: str | None = option(None, "hub commit, branch or tag; a commit pins the weights")
+    image_size: int | None = option(None, "side of the square that the model sees, in pixels; null: its own", low=8)
+    templates: dict[str, list[str]] | None = option(
+        None, "by task, sentences with {} for the class; of other tasks CLIP's own, or 'a photo of a {}.'"
+    )
+    domain: ClassVar[str] = IMAGES
+    trust_remote_code: ClassVar[bool] = False
+
+
+@dataclass
 class Rows:
     """Rows of each split, at most; null takes all there are. What a source does not split itself is split by seed."""
 
@@ -126,6 +142,7 @@ backbones.add(
     "sequence_classifier", SequenceClassifier, "twin_merging.backbones.sequence_classifier:SequenceClassifierBackbone"
 )
 backbones.add("image_classifier", ImageClassifier, "twin_merging.backbones.image_classifier:ImageClassifierBackbone")
+backbones.add("clip", Clip, "twin_merging.backbones.clip:ClipBackbone")
 task_sources.add("offline_text", Tasks, "twin_merging.tasks.offline_text:OfflineText")
 task_sources.add("glue", Tasks, "twin_merging.tasks.glue:Glue")
 task_sources.add("local_text", Tasks, "twin_merging.tasks.local_text:LocalText")

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from twin_merging import assets
+from twin_merging.backbones.clip_source import FILES, repository
 from twin_merging.backbones.sources import ASSET, HASHED, patterns_of
-from twin_merging.config import RunConfig, task_sources
+from twin_merging.config import Clip, RunConfig, task_sources
 from twin_merging.errors import UserError, unknown
 from twin_merging.experts.published import source_of, split_revision
 from twin_merging.mirror.folder import ASSETS, MANIFEST, check_entry, model_key, read_manifest
@@ -70,10 +71,17 @@ def mirror_command(overrides: Sequence[str], mirror: str) -> str:
 
 
 def _models(run: RunConfig) -> list[Piece]:
-    given = [(run.backbone.pretrained, run.backbone.revision)]
     sources = [source_of(run.experts, name) for name in run.tasks.names]
     experts = [_model(*split_revision(source)) for source in sources if source is not None]
-    return [*(_model(*each, patterns_of(run.backbone.trust_remote_code)) for each in given), *experts]
+    return [*_backbone(run.backbone), *experts]
+
+
+def _backbone(options: Any) -> list[Piece]:
+    """The pre-trained model; none where weights are random."""
+    if not isinstance(options, Clip):
+        return [_model(options.pretrained, options.revision, patterns_of(options.trust_remote_code))]
+    place = repository(options)
+    return [] if place is None else [_model(place, options.revision, FILES)]
 
 
 def _model(name: str, revision: str | None, patterns: tuple[str, ...] = HASHED) -> Piece:

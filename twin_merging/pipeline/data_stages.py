@@ -65,7 +65,7 @@ def joint(stages: Stages) -> Stage:
     """One encoder and a head a task, trained on all tasks at once."""
     options = {
         "finetune": to_plain(stages.run.finetune), "code": finetunings[stages.run.finetune.name].code_hash(),
-        "seed": stages.run.training_seed, **_precision(stages),
+        "seed": stages.run.training_seed, **_precision(stages), **stages.heads_from(*stages.names),
     }  # fmt: skip
     inputs = (stages.base, *map(stages.data, stages.names))
     return Stage("joint", ", ".join(stages.names), options, inputs, by("data_methods", "joint", stages))

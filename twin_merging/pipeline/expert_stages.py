@@ -18,7 +18,7 @@ def trained(stages: Stages, name: str) -> Stage:
     run = stages.run
     options = {
         "finetune": to_plain(run.finetune), "code": finetunings[run.finetune.name].code_hash(), **stages.reading,
-        "precision": stages.precision, "seed": run.training_seed,
+        "precision": stages.precision, "seed": run.training_seed, **stages.heads_from(name),
     }  # fmt: skip
     return Stage("expert", name, options, (stages.base, stages.data(name)), by("compute", "expert", stages, name))
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from twin_merging import assets
+from twin_merging.backbones.clip_source import locate_clip
 from twin_merging.backbones.sources import Source, locate, patterns_of
-from twin_merging.config import RunConfig, task_sources
+from twin_merging.config import Clip, RunConfig, task_sources
 from twin_merging.errors import unknown
 from twin_merging.language_checks import is_language
 from twin_merging.mirror.folder import ASSETS
@@ -76,8 +77,10 @@ class Graph(ABC):
 
     @cached_property
     def backbone_source(self) -> Source:
-        """The pre-trained model's folder."""
+        """The pre-trained model's folder, and what identifies θ₀."""
         backbone = self.run.backbone
+        if isinstance(backbone, Clip):
+            return locate_clip(backbone, self.asset_folder, self.mirror)
         patterns = patterns_of(backbone.trust_remote_code)
         return locate(backbone.pretrained, backbone.revision, self.asset_folder, patterns=patterns, mirror=self.mirror)
 
@@ -85,6 +88,11 @@ class Graph(ABC):
     def is_offline_suite(self) -> bool:
         """Whether tasks are read from the offline assets, so that no score can be compared with the paper's."""
         return any(self.task_source.assets(name) for name in self.evaluated)
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether θ₀ is not pre-trained, so that scores say nothing of any method."""
+        return "random" in self.backbone_source.identity
 
     @property
     def label(self) -> str:

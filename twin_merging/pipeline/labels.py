@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from twin_merging.config import RunConfig
+from twin_merging.backbones.clip_source import is_place
+from twin_merging.config import Clip, RunConfig
 from twin_merging.validation import to_plain
 
 
@@ -20,6 +21,13 @@ def label_of(run: RunConfig) -> str:
     elif method.name != "emr":
         given = []
     return f"{method.name} ({', '.join(given)})" if given else method.name
+
+
+def name_of(backbone: Any) -> str:
+    """The pre-trained model, in tables and figures: ``asset:minilm``, ``ViT-B-32 openai``, ``ViT-B-32 random weights``."""
+    if not isinstance(backbone, Clip) or (backbone.pretrained and is_place(backbone.pretrained)):
+        return backbone.pretrained
+    return f"{backbone.model} {backbone.pretrained or 'random weights'}"
 
 
 def describe(sparsifier: Any) -> str:

@@ -6,10 +6,12 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 from twin_merging import assets
+from twin_merging.backbones.clip_source import size_of
 from twin_merging.backbones.sources import check_code, checkpoint_bytes, largest_rank, layers_of
-from twin_merging.config import CausalLora, RunConfig
+from twin_merging.config import CausalLora, Clip, RunConfig
 from twin_merging.errors import UserError, unknown
 from twin_merging.experts.published import source_of
 from twin_merging.pipeline.cache import Cache
@@ -43,13 +45,12 @@ def check_inputs(jobs: list[RunConfig]) -> list[str]:
             assets.fetch([asset for asset in needed if asset not in seen], stages.asset_folder)
             seen.update(needed)
         _check_names(stages)
-        if not run.backbone.trust_remote_code:
-            check_code(stages.backbone_source.folder)
-        _check_rank(run, largest_rank(stages.backbone_source.folder))
-        _check_layer(run, layers_of(stages.backbone_source.folder))
+        size = _size(stages)
+        _check_rank(run, size.largest_rank)
+        _check_layer(run, size.layers)
         keys.append(stages.result.key)
         if stages.cache.find(stages.result) is None:
-            _check_disk(stages)
+            _check_disk(stages, size.bytes)
             for stage in stages.prepared:
                 if stage.key not in seen and run.cache == "write":
                     stages.get(stage)
@@ -67,11 +68,30 @@ def check_inputs(jobs: list[RunConfig]) -> list[str]:
     return keys
 
 
+class _Size(NamedTuple):
+    """What a backbone's files say of it: layers and the largest rank of a matrix, where they do, and bytes."""
+
+    layers: int | None
+    largest_rank: int | None
+    bytes: int
+
+
+def _size(stages: Graph) -> _Size:
+    """The backbone's size, once it is known that it runs without code that comes with it, or may run that code."""
+    backbone, folder = stages.run.backbone, stages.backbone_source.folder
+    if isinstance(backbone, Clip):
+        return _Size(*size_of(backbone, folder))
+    if not backbone.trust_remote_code:
+        check_code(folder)
+    return _Size(layers_of(folder), largest_rank(folder), checkpoint_bytes(folder))
+
+
 def _check_names(stages: Graph) -> None:
     """Raise a UserError if a key that is set by task names one that there is not. Tasks that are left out may be named."""
     known = stages.task_source.known()
     by_task = {f"experts.{key}": getattr(stages.run.experts, key) for key in ("sources", "labels", "reference")}
     by_task |= {f"tasks.{key}": getattr(stages.run.tasks, key, None) for key in ("train_rows", "parts", "learn")}
+    by_task["backbone.templates"] = getattr(stages.run.backbone, "templates", None)
     by_task["finetune.task_targets"] = getattr(stages.run.finetune, "task_targets", None)
     for key, given in by_task.items():
         for name in given or {}:
@@ -147,11 +167,10 @@ def _check_device(name: str) -> None:
     resolve_device(name)
 
 
-def _check_disk(stages: Graph) -> None:
-    """Refuse to start what cannot end: experts to come, and the checkpoints that training writes."""
+def _check_disk(stages: Graph, one: int) -> None:
+    """Refuse to start what cannot end: experts to come, ``one`` of so many bytes, and the checkpoints that training writes."""
     if stages.run.cache != "write":
         return
-    one = checkpoint_bytes(stages.backbone_source.folder)
     missing = sum(stages.cache.find(expert) is None for expert in stages.experts)
     if isinstance(stages.run.finetune, CausalLora):  # whose checkpoints hold the adapter alone
         missing = 0

@@ -21,6 +21,7 @@ from twin_merging.evaluation.leaks import leaks
 from twin_merging.pipeline.cache import Cache, full_disk_explained
 from twin_merging.pipeline.environment import git_commit, package_versions, resolve_device
 from twin_merging.pipeline.graph import Graph, graph_of
+from twin_merging.pipeline.labels import name_of
 from twin_merging.pipeline.stage import upstream
 from twin_merging.pipeline.stages import Stages
 from twin_merging.pipeline.sweep import is_of_sweep, job_identity, turn
@@ -140,11 +141,11 @@ def _say_cached(stages: Graph) -> None:
 def _results(run: RunConfig, stages: Graph, record: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     computed_now = stages.cache.computed
     return {
-        "schema_version": SCHEMA_VERSION, "exp": run.exp, "suite": run.tasks.name, "backbone": run.backbone.pretrained,
+        "schema_version": SCHEMA_VERSION, "exp": run.exp, "suite": run.tasks.name, "backbone": name_of(run.backbone),
         "merge_method": run.merge_method.name, "label": stages.label, "heads": run.heads, "seed": run.seed,
         "status": "done", "average_normalized": record["average_normalized"], "average_raw": record["average_raw"],
         "reference": record["reference"], "bytes_stored": record["bytes_stored"], "seconds": record["seconds"],
-        "peak_memory": record["peak_memory"], "offline_suite": stages.is_offline_suite,
+        "peak_memory": record["peak_memory"], "offline_suite": stages.is_offline_suite, "random_weights": stages.has_random_weights,
         "costs": record["costs"], "tasks": record["tasks"], "routing": record["routing"], "choices": record["choices"],
         "experts": compare(record["tasks"], run.experts.reference or {}, run.experts.tolerance), "leaks": leaks(run),
         "stages": [{**stage, "cached": stage["key"] not in computed_now} for stage in record["stages"]],

@@ -27,7 +27,7 @@ from twin_merging.pipeline import (
 )
 from twin_merging.pipeline.cache import Cache
 from twin_merging.pipeline.graph import Graph
-from twin_merging.pipeline.labels import describe
+from twin_merging.pipeline.labels import describe, name_of
 from twin_merging.pipeline.stage import Stage, by, determining
 from twin_merging.tasks.base import TEST
 from twin_merging.validation import to_plain
@@ -59,6 +59,14 @@ class Stages(Graph):
         backbone = self.run.backbone
         return {key: getattr(backbone, key) for key in ("max_length", "image_size") if hasattr(backbone, key)}
 
+    def heads_from(self, *names: str) -> dict[str, Any]:
+        """The backbone's options that determine the heads that these tasks start with: none where they are drawn."""
+        if not hasattr(self.run.backbone, "templates"):
+            return {}
+        from twin_merging.backbones.zero_shot import templates_of
+
+        return {"templates": {name: templates_of(name, self.run.backbone.templates) for name in names}}
+
     def data(self, name: str) -> Stage:
         """A task's three splits."""
         options = {
@@ -82,7 +90,7 @@ class Stages(Graph):
             "class": self.run.backbone.name,
             "code": backbones[self.run.backbone.name].code_hash(),
         }
-        return Stage("base", self.run.backbone.pretrained, options, (), by("compute", "base", self))
+        return Stage("base", name_of(self.run.backbone), options, (), by("compute", "base", self))
 
     def expert(self, name: str) -> Stage:
         """θ_t and its head: fine-tuned here, or imported from where ``experts`` says."""

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twin_merging import checkpoints
-from twin_merging.backbones.features import Head
+from twin_merging.backbones.features import Features, Head
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.pipeline.artefacts import backbone_of, features_of, task_of
 from twin_merging.pipeline.stages import Stages
@@ -23,17 +23,27 @@ HEAD = "head.safetensors"
 
 
 def frozen_head(stages: Stages, name: str, folder: Path, scratch: Path) -> None:
-    """Train a new head of the architecture on frozen features, by Adam on cross-entropy or squared error."""
+    """Train a new head of the architecture on frozen features, by Adam on cross-entropy or squared error.
+
+    One that does not learn, as CLIP's, is taken as it is.
+    """
     task, backbone = task_of(stages, name), backbone_of(stages)
     features = features_of(stages, frozen_features(stages, name), [task])[name]
     torch.manual_seed(stages.run.seed)
     head = backbone.head(backbone.head_state(backbone.new_expert(task)), task.num_labels)
-    parameters = [each.requires_grad_() for each in head.parameters()]
+    parameters = [each for each in head.parameters() if each.requires_grad]
+    if parameters:
+        _fit(head, parameters, task, features, stages.run.seed)
+    state = {key: value.detach().cpu().contiguous() for key, value in head.model.state_dict().items()}
+    checkpoints.save(state, folder / HEAD)
+
+
+def _fit(head: Head, parameters: list[nn.Parameter], task: Task, features: Features, seed: int) -> None:
     optimizer = torch.optim.Adam(parameters, lr=TRAINING["lr"])
     device = parameters[0].device
     inputs = {key: value.to(device) for key, value in features.items()}
     labels = torch.tensor(task.splits[TRAIN].labels, device=device)
-    generator = torch.Generator().manual_seed(stages.run.seed)
+    generator = torch.Generator().manual_seed(seed)
     for _ in range(int(TRAINING["epochs"])):
         for rows in torch.randperm(len(labels), generator=generator).to(device).split(int(TRAINING["batch_size"])):
             logits = head.logits({key: value[rows] for key, value in inputs.items()})
@@ -46,8 +56,6 @@ def frozen_head(stages: Stages, name: str, folder: Path, scratch: Path) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    state = {key: value.detach().cpu().contiguous() for key, value in head.model.state_dict().items()}
-    checkpoints.save(state, folder / HEAD)
 
 
 def unseen_heads(stages: Stages) -> dict[str, Head]:

@@ -7,7 +7,7 @@ A merged encoder has no head for such a task. Two ways to give it one, by ``eval
   the normalized score. The head has seen the task, so "unseen" is the encoder alone.
 - ``frozen``: a new head, trained on features of the task's training rows by the shared encoder, which is frozen: θ_s of
   twin, the merged encoder of a static method. No fine-tuned encoder of the task is needed, so there is no reference and
-  no normalized score.
+  no normalized score. A zero-shot head, as CLIP's, is not trained.
 
 With routed heads neither is used: the head of the router's top task answers.
 """
@@ -40,7 +40,7 @@ def expert_reference(stages: Stages, name: str) -> Stage:
 def frozen_head(stages: Stages, name: str) -> Stage:
     """A head for an unseen task, trained on the shared encoder's features of its training rows."""
     features = frozen_features(stages, name)
-    options = {**TRAINING, "seed": stages.run.seed}
+    options = {**TRAINING, "seed": stages.run.seed, **stages.heads_from(name)}
     inputs = (stages.base, features, stages.data(name))
     return Stage("head", f"{name}, on frozen features", options, inputs, by("unseen", "frozen_head", stages, name))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from twin_merging.config import RunConfig
 from twin_merging.errors import UserError, unknown
+from twin_merging.pipeline.labels import name_of
 from twin_merging.registry import CONFIGS
 from twin_merging.reproducing.item import Item, Row
 
@@ -59,7 +60,7 @@ class Plan:
 
     @property
     def backbone(self) -> str:
-        return self.cells[0].run.backbone.pretrained
+        return name_of(self.cells[0].run.backbone)
 
     @property
     def command(self) -> str:

@@ -1,0 +1,283 @@
+"""CLIP: what its image encoder sees, how text makes its heads, and that the encoder alone learns and merges."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from tiny_clip import MODEL, PREPROCESS, backbone_of, save_clip
+from tiny_images import colour_task
+
+from twin_merging.backbones.clip import ClipBackbone
+from twin_merging.backbones.clip_source import CONFIG, WEIGHTS, locate_clip, repository, size_of
+from twin_merging.backbones.features import read_by_head
+from twin_merging.backbones.zero_shot import templates_of
+from twin_merging.compose import plan
+from twin_merging.config import Clip, Exact, FullFineTuning
+from twin_merging.dynamic.model import TwinMergedModel
+from twin_merging.errors import UserError
+from twin_merging.experts.fine_tuning import full_fine_tuning
+from twin_merging.experts.multitask import train_jointly
+from twin_merging.sparsifiers.svd import Factors
+from twin_merging.tasks.base import Task
+
+PUBLISHED = {"stanford_cars": 8, "dtd": 8, "eurosat": 3, "gtsrb": 3, "mnist": 1, "svhn": 1, "resisc45": 18, "sun397": 2}
+OPTIONS = {"epochs": 6, "lr": 3e-3, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return colour_task("colours")
+
+
+def whole_of(folder: Path) -> torch.nn.Module:
+    model = open_clip.CLIP(**copy.deepcopy(MODEL))
+    open_clip.load_checkpoint(model, str(folder / WEIGHTS))
+    return model.eval()
+
+
+def loss_of(backbone: ClipBackbone, model: torch.nn.Module, task: Task) -> float:
+    inputs = backbone.inputs(task, "train")
+    batch = backbone.batch(inputs, range(len(inputs.rows)))
+    with torch.inference_mode():
+        return model(**batch, labels=torch.tensor(task.splits["train"].labels)).loss.item()
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preprocess", [{}, {"resize_mode": "squash"}, {"interpolation": "bilinear"}])
+def test_the_model_sees_what_open_clip_makes(tmp_path, task, preprocess):
+    backbone = backbone_of(save_clip(tmp_path, preprocess=preprocess))
+    inputs = backbone.inputs(task, "test", [3, 0, 5])
+    make = open_clip.image_transform(32, is_train=False, **{**PREPROCESS, **preprocess})
+    keys = [task.splits["test"].texts[row][0] for row in (3, 0, 5)]
+    expected = torch.stack([make(Image.open(io.BytesIO(task.images[key]))) for key in keys])
+    found = backbone.batch(inputs, [0, 1, 2])["pixel_values"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert inputs.lengths == [17] * 3
+
+
+def test_another_size_is_seen_by_other_positions(folder, task):
+    backbone = backbone_of(folder, image_size=48)
+    inputs = backbone.inputs(task, "test", [0])
+    assert backbone.batch(inputs, [0])["pixel_values"].shape == (1, 3, 48, 48)
+    assert inputs.lengths == [37]
+    encoder = backbone.encoder(backbone.load(folder, 2))
+    assert encoder.visual.positional_embedding.shape == (37, 32)
+    assert backbone.encode(encoder, inputs, 2, "test")["pooled"].shape == (1, 24)
+
+
+# --- heads ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("templates", [None, {"colours": ["{}", "the colour {}!"]}])
+def test_a_head_is_what_the_text_encoder_says_of_each_class(folder, task, templates):
+    found = backbone_of(folder, templates=templates).new_expert(task).head.weight
+    model, tokenize = whole_of(folder).double(), open_clip.SimpleTokenizer(context_length=32)
+    for name, row in zip(task.class_names, found, strict=True):
+        total = torch.zeros(24, dtype=torch.float64)
+        sentences = [text.replace("{}", name) for text in (templates or {}).get("colours", ["a photo of a {}."])]
+        for sentence in sentences:
+            with torch.no_grad():
+                (embedding,) = model.encode_text(tokenize([sentence]))
+            total += embedding / embedding.square().sum().sqrt()
+        mean = total / len(sentences)
+        expected = mean / mean.square().sum().sqrt() * model.logit_scale.exp()
+        torch.testing.assert_close(row.double(), expected, rtol=0, atol=1e-4)
+    assert not found.requires_grad
+
+
+def test_the_eight_tasks_have_the_sentences_that_clip_has():
+    assert {name: len(templates_of(name)) for name in PUBLISHED} == PUBLISHED
+    assert templates_of("pets") == ["a photo of a {}."]
+    with pytest.raises(UserError, match=r"backbone\.templates\.pets: a sentence has no place for the class"):
+        templates_of("pets", {"pets": ["a photo"]})
+
+
+def test_heads_answer_from_features_as_the_whole_model_does(folder, task):
+    backbone = backbone_of(folder)
+    model = backbone.new_expert(task)
+    backbone.check_head_reads_first_token(model)
+    inputs = backbone.inputs(task, "validation")
+    features = backbone.encode(backbone.encoder(model), inputs, 7, "test")
+    assert read_by_head(features) == "pooled"
+    answers = backbone.head(backbone.head_state(model), 3)(features)
+    images = backbone.batch(inputs, range(len(inputs.rows)))["pixel_values"]
+    with torch.inference_mode():
+        embeddings = whole_of(folder).encode_image(images, normalize=True)
+        torch.testing.assert_close(answers, embeddings @ model.head.weight.T, rtol=0, atol=1e-4)
+
+
+def test_routers_read_the_mean_of_the_patches_states(folder, task):
+    backbone = backbone_of(folder)
+    encoder, inputs = backbone.encoder(backbone.load(folder, 2)), backbone.inputs(task, "test")
+    last = backbone.encode(encoder, inputs, 5, "test")["mean"]
+    assert last.shape == (24, 32)
+    for layer in (-1, 0, 1, 2):
+        whole = backbone.encode(encoder, inputs, 5, "test", layer=layer)["mean"]
+        short = backbone.encode(encoder, inputs, 5, "test", layer=layer, for_router=True)["mean"]
+        torch.testing.assert_close(short, whole, rtol=0, atol=1e-6)
+        assert torch.equal(whole, last) == (layer in (-1, 2))
+
+
+# --- merging and learning ---------------------------------------------------------------------------------------------
+
+
+def test_a_twin_answers_each_image_under_its_own_weights(folder, task, caplog):
+    backbone, generator = backbone_of(folder), torch.Generator().manual_seed(0)
+    start = backbone.encoder(backbone.load(folder, 2)).state_dict()
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return 0.1 * torch.randn(shape, generator=generator)
+
+    kept = {
+        name: Factors(drawn(2, len(tensor), 4), drawn(2, 4).abs() * 20, drawn(2, tensor.shape[1], 4))
+        if tensor.dim() == 2
+        else drawn(2, *tensor.shape)
+        for name, tensor in start.items()
+    }
+    assert {"visual.class_embedding", "visual.proj", "visual.transformer.resblocks.1.attn.in_proj_weight"} <= set(kept)
+    twin = TwinMergedModel(backbone.encoder_with(start), kept, Exact())
+    inputs = backbone.inputs(task, "test", range(5))
+    weights = torch.rand(5, 2, generator=generator)
+    found = backbone.encode(twin, inputs, 3, "test", weights)
+    before = backbone.encode(backbone.encoder_with(start), inputs, 3, "test")
+    assert (found["pooled"] - before["pooled"]).abs().max() > 0.1
+    for row in range(5):
+        merged = backbone.encoder_with(twin.merge_for(weights[row]))
+        alone = backbone.encode(merged, backbone.inputs(task, "test", [row]), 1, "test")
+        for name, value in alone.items():
+            torch.testing.assert_close(found[name][row], value[0], rtol=0, atol=1e-5)
+    assert "no routed form" not in caplog.text
+
+
+def test_the_image_encoder_learns_and_the_head_does_not(folder, task, tmp_path):
+    backbone = backbone_of(folder)
+    start = backbone.new_expert(task)
+    full_fine_tuning(backbone, task, FullFineTuning(**OPTIONS), 0, tmp_path / "expert", tmp_path / "scratch")
+    model = backbone.load(tmp_path / "expert", 3)
+    assert loss_of(backbone, model, task) < 0.5 * loss_of(backbone, start, task)
+    assert torch.equal(model.head.weight, start.head.weight)
+    changed = [
+        name
+        for name, x in start.encoder.named_parameters()
+        if not torch.equal(x, model.get_parameter(f"encoder.{name}"))
+    ]
+    assert len(changed) == len(list(start.encoder.parameters()))
+    assert model.config.id2label == {0: "red", 1: "green", 2: "blue"}
+    assert (
+        json.loads((tmp_path / "expert" / "preprocessor_config.json").read_text())["image_mean"] == PREPROCESS["mean"]
+    )
+    model.save_pretrained(tmp_path / "again", save_original_format=False)
+    again = backbone.load(tmp_path / "again", 3).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_joint_training_changes_no_head(folder, task, tmp_path):
+    backbone, tasks = backbone_of(folder), [task, colour_task("others", seed=1)]
+    encoder, heads, _ = train_jointly(backbone, tasks, FullFineTuning(**{**OPTIONS, "epochs": 1}), 0, tmp_path)
+    for each in tasks:
+        start = backbone.new_expert(each)
+        assert torch.equal(heads[each.name]["head.weight"], start.head.weight)
+    assert not torch.equal(encoder["visual.proj"], start.encoder.visual.proj)
+
+
+# --- where weights come from ------------------------------------------------------------------------------------------
+
+DIGEST = """
+import hashlib, sys
+from pathlib import Path
+import open_clip, torch
+from twin_merging.backbones.clip import ClipBackbone
+from twin_merging.config import Clip
+open_clip.add_model_config(Path(sys.argv[1]))
+torch.rand(int(sys.argv[2]))
+backbone = ClipBackbone(Clip(model="tiny", pretrained=None), Path(), torch.device("cpu"), False)
+digest = hashlib.sha256()
+for name, tensor in backbone.load(Path(), 2).state_dict().items():
+    digest.update(name.encode() + tensor.numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_random_weights_are_the_same_in_every_process(tmp_path):
+    (tmp_path / "tiny.json").write_text(json.dumps(MODEL))
+    commands = [[sys.executable, "-c", DIGEST, str(tmp_path / "tiny.json"), seed] for seed in ("1", "2")]
+    first, second = (subprocess.run(each, capture_output=True, text=True, check=True).stdout for each in commands)
+    assert first == second
+    assert len(first.strip()) == 64
+
+
+def test_random_weights_are_said_to_be_random(tmp_path):
+    source = locate_clip(Clip(pretrained=None), tmp_path, None)
+    assert source.identity == {"random": "ViT-B-32", "seed": 0}
+    assert locate_clip(Clip(pretrained=None, image_size=64), tmp_path, None).identity["image_size"] == 64
+    assert size_of(Clip(pretrained=None), source.folder)[:2] == (12, 768)
+
+
+def test_a_folder_is_identified_by_its_files(folder, tmp_path):
+    files = locate_clip(Clip(pretrained=str(folder)), tmp_path, None).identity["files"]
+    assert files == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (CONFIG, WEIGHTS)}
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("ViT-B-32", "timm/vit_base_patch32_clip_224.openai"), ("ViT-L-14", "timm/vit_large_patch14_clip_224.openai")],
+)
+def test_a_tag_is_a_repository_of_the_hub(model, name):
+    assert repository(Clip(model=model)) == name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "ViT-B-23"}, r"(?s)backbone\.model: unknown model of open_clip.*nearest: +ViT-B-32$"),
+        ({"pretrained": "opnai"}, r"(?s)backbone\.pretrained: unknown tag of ViT-B-32.*nearest: +openai$"),
+        ({"model": "RN50", "pretrained": None}, "BatchNorms"),
+        ({"model": "ViT-B-16-SigLIP", "pretrained": None}, "timm"),
+        ({"model": "coca_ViT-B-32", "pretrained": None}, "pooler"),
+        ({"pretrained": None, "image_size": 16}, "smaller than a patch"),
+    ],
+)
+def test_what_cannot_be_taken_is_named(options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        locate_clip(Clip(**options), tmp_path, None)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    folder = save_clip(tmp_path)
+    content = json.loads((folder / CONFIG).read_text())
+    content["model_cfg"]["embed_dim"] = 12
+    (folder / CONFIG).write_text(json.dumps(content))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        backbone_of(folder).load(folder, 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("finetune=lora", "finetune.name"),
+        ("finetune.backbone_dropout=0.1", "finetune.backbone_dropout"),
+        ("merge_method=fisher", "merge_method.name"),
+        ("merge_method=regmean", "merge_method.name"),
+    ],
+)
+def test_what_does_not_go_with_packed_attention_is_refused_before_any_work(override, key):
+    with pytest.raises(UserError) as error:
+        plan(["backbone=clip_vit_b32", "tasks=vision", "tasks.names=[mnist]", override], multirun=False)
+    assert error.value.key == key

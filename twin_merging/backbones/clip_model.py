@@ -1,0 +1,92 @@
+"""CLIP's image encoder with a zero-shot head, as a model of transformers' that open_clip's tower is in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from open_clip.model import _build_vision_tower
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+
+from twin_merging.backbones.blocks import blocks_of, input_of
+
+
+class ClipConfig(PreTrainedConfig):
+    """What the image encoder is.
+
+    Args:
+        embed_dim: of the space that images and texts share.
+        vision: open_clip's ``vision_cfg``.
+        quick_gelu: x · σ(1.702 x) in place of the GELU.
+    """
+
+    model_type = "open_clip"
+
+    embed_dim: int = 512
+    vision: dict[str, Any] | None = None
+    quick_gelu: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        vision = self.vision or {"layers": 12, "width": 768, "patch_size": 32, "image_size": 224}
+        self.vision = vision
+        self.num_hidden_layers, self.hidden_size = vision["layers"], vision["width"]
+        self.patch_size, self.image_size = vision["patch_size"], vision["image_size"]
+        super().__post_init__(**kwargs)
+
+
+class ImageEncoder(nn.Module):
+    """open_clip's image tower, its projection included. Its parameters have the names that they have in CLIP: ``visual.*``."""
+
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        self.config = config
+        self.visual = _build_vision_tower(config.embed_dim, config.vision, config.quick_gelu)
+        self.visual.output_tokens = True
+
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> BaseModelOutputWithPooling:
+        """``pooler_output``: the image's embedding, projected and not normalized, (B, d). ``last_hidden_state``: the patches'
+        last states after the last norm and before the projection, (B, patches, width). ``hidden_states``: what goes into each
+        block, the class token first, (B, 1 + patches, width), then the last states."""
+        states: list[Tensor] = []
+        blocks = blocks_of(self) if output_hidden_states else None
+
+        def keep(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            states.append(input_of(args, kwargs))
+
+        hooks = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in blocks or ()]
+        try:
+            pooled, tokens = self.visual(pixel_values)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        hidden: Any = (*states, tokens) if output_hidden_states else None
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=pooled, hidden_states=hidden)
+
+
+class ClipClassifier(PreTrainedModel):
+    """The image encoder and one task's head, which is made from text and does not learn."""
+
+    config_class = ClipConfig
+    base_model_prefix = "encoder"
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: ClipConfig):
+        super().__init__(config)
+        self.encoder = ImageEncoder(config)
+        self.head = nn.Linear(config.embed_dim, int(config.num_labels or 0), bias=False)
+        self.head.requires_grad_(False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: what weights are is open_clip's affair."""
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
+        """Logits z / ‖z‖ · Wᵀ of the image's embedding z, float32, (B, classes); the mean cross-entropy with ``labels``."""
+        image = self.encoder(pixel_values=pixel_values).pooler_output
+        with torch.autocast(image.device.type, enabled=False):  # bfloat16 has three digits, and logits are up to 100
+            logits = self.head(F.normalize(image.float(), dim=-1))
+        loss: Any = None if labels is None else F.cross_entropy(logits, labels)
+        return ImageClassifierOutput(loss=loss, logits=logits)
