@@ -79,8 +79,9 @@ def test_what_makes_an_expert_new(small: list[str]):
         return [stage.key for stage in Stages(run, Cache(Path("nowhere"))).experts]
 
     before = keys()
-    changed = keys("backbone.templates={second: ['{}']}")
-    assert [new == old for new, old in zip(changed, before, strict=True)] == [True, False, True]
+    for change in ("backbone.templates={second: ['{}']}", "finetune.task_epochs={second: 2}"):
+        assert [new == old for new, old in zip(keys(change), before, strict=True)] == [True, False, True]
+    assert keys("finetune.task_epochs={second: 3}") == before
     assert not set(keys("backbone.image_size=40")) & set(before)
 
 

@@ -90,6 +90,7 @@ class FullFineTuning:
 
     name: str = "full"
     epochs: int = option(10, "passes over the training rows", low=1)
+    task_epochs: dict[str, int] | None = option(None, "by task, in place of epochs; joint training has epochs", low=1)
     lr: float = option(1e-5, "learning rate of the encoder", low=TINY, high=1)
     head_lr: float | None = option(None, "learning rate of the new head; null: lr", low=TINY, high=1)
     batch_size: int = option(64, "rows a step", low=1)

@@ -46,6 +46,7 @@ from twin_merging.pipeline.artefacts import (
     with_own,
 )
 from twin_merging.pipeline.data_methods import choices_of, statistics_of
+from twin_merging.pipeline.expert_stages import tuning_of
 from twin_merging.pipeline.stage import Stage
 from twin_merging.pipeline.stages import Stages
 from twin_merging.tasks.base import TEST, VALIDATION, Task
@@ -86,7 +87,8 @@ def expert(stages: Stages, name: str, folder: Path, scratch: Path) -> None:
     fine_tune = finetunings[stages.run.finetune.name].load()
     task = task_of(stages, name)
     refuse_test(f"epoch of {name}", [task], VALIDATION)
-    fine_tune(backbone_of(stages), task, stages.run.finetune, stages.run.training_seed, folder, scratch)
+    options = tuning_of(stages.run.finetune, name)
+    fine_tune(backbone_of(stages), task, options, stages.run.training_seed, folder, scratch)
 
 
 def imported_expert(stages: Stages, name: str, source: Source, folder: Path, scratch: Path) -> None:

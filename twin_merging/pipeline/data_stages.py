@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from twin_merging.config import finetunings
 from twin_merging.errors import UserError
+from twin_merging.pipeline import expert_stages
 from twin_merging.pipeline.stage import Stage, by
 from twin_merging.validation import to_plain
 
@@ -64,7 +65,7 @@ def seen_by_surgery(stages: Stages) -> list[Stage]:
 def joint(stages: Stages) -> Stage:
     """One encoder and a head a task, trained on all tasks at once."""
     options = {
-        "finetune": to_plain(stages.run.finetune), "code": finetunings[stages.run.finetune.name].code_hash(),
+        "finetune": expert_stages.determining(stages.run.finetune), "code": finetunings[stages.run.finetune.name].code_hash(),
         "seed": stages.run.training_seed, **_precision(stages), **stages.heads_from(*stages.names),
     }  # fmt: skip
     inputs = (stages.base, *map(stages.data, stages.names))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from twin_merging.config import finetunings
 from twin_merging.experts.published import located
@@ -13,11 +14,22 @@ if TYPE_CHECKING:
     from twin_merging.pipeline.stages import Stages
 
 
+def tuning_of(finetune: Any, name: str) -> Any:
+    """How one task's expert is fine-tuned: with epochs of its own where ``task_epochs`` has some."""
+    own = (getattr(finetune, "task_epochs", None) or {}).get(name)
+    return finetune if own is None else replace(finetune, epochs=own)
+
+
+def determining(finetune: Any) -> dict[str, Any]:
+    """The options of fine-tuning that matter, once those of a task are its own."""
+    return {key: value for key, value in to_plain(finetune).items() if key != "task_epochs"}
+
+
 def trained(stages: Stages, name: str) -> Stage:
     """θ_t and its head, fine-tuned here."""
     run = stages.run
     options = {
-        "finetune": to_plain(run.finetune), "code": finetunings[run.finetune.name].code_hash(), **stages.reading,
+        "finetune": determining(tuning_of(run.finetune, name)), "code": finetunings[run.finetune.name].code_hash(), **stages.reading,
         "precision": stages.precision, "seed": run.training_seed, **stages.heads_from(name),
     }  # fmt: skip
     return Stage("expert", name, options, (stages.base, stages.data(name)), by("compute", "expert", stages, name))

@@ -92,7 +92,7 @@ def _check_names(stages: Graph) -> None:
     by_task = {f"experts.{key}": getattr(stages.run.experts, key) for key in ("sources", "labels", "reference")}
     by_task |= {f"tasks.{key}": getattr(stages.run.tasks, key, None) for key in ("train_rows", "parts", "learn")}
     by_task["backbone.templates"] = getattr(stages.run.backbone, "templates", None)
-    by_task["finetune.task_targets"] = getattr(stages.run.finetune, "task_targets", None)
+    by_task |= {f"finetune.{key}": getattr(stages.run.finetune, key, None) for key in ("task_targets", "task_epochs")}
     for key, given in by_task.items():
         for name in given or {}:
             if name not in known:
