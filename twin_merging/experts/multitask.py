@@ -35,6 +35,7 @@ class JointModel(nn.Module):
     """
 
     base_model_prefix = "encoder"
+    accepts_loss_kwargs = False  # what else the Trainer would give is no encoder's input
 
     def __init__(
         self,
@@ -47,12 +48,8 @@ class JointModel(nn.Module):
         self._head_input = head_input
         self.encoder, self.heads, self.regressions = encoder, nn.ModuleList(heads), regressions
 
-    def forward(
-        self, task: Tensor, labels: Tensor, num_items_in_batch: Tensor | None = None, **inputs: Tensor
-    ) -> SequenceClassifierOutput:
+    def forward(self, task: Tensor, labels: Tensor, **inputs: Tensor) -> SequenceClassifierOutput:
         """The mean over rows of each row's own task's loss: cross-entropy, or the squared error of a regression.
-
-        The Trainer gives ``num_items_in_batch``, which no encoder reads.
 
         ``logits`` (rows, the most labels of any task) hold a row's own in its first columns and −∞ in the others.
         """
