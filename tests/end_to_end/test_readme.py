@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny_exams
+from backbones.tiny_clip import save_clip
 from backbones.tiny_images import save_colours, save_encoder
 from backbones.tiny_language import save_language
 from commands import ROOT, clear_merged, results, succeed
@@ -67,6 +68,7 @@ def all_commands(
     tiny_exams.save_exams(folder / "EXAMS")
     save_colours(folder / "DIR")
     save_encoder(folder / "images", "dinov2")
+    save_clip(folder / "clip")
     save_roberta(folder / "roberta", save_glue(folder / "DIR"), **SMALL)
     yield folder
     shutil.rmtree(folder)  # gigabytes
@@ -108,6 +110,8 @@ def test_a_command_of_the_readme_runs(command: str, start_folder: Path):
     quick = [QUICK] if {"+exp=quickstart_methods", "+exp=vision_small"} & {*arguments} else []
     if "+exp=vision_small" in arguments:  # whose rows are a large download
         quick += OF_IMAGES
+    if "+exp=vision_clip" in arguments:
+        quick = [*OF_IMAGES, "backbone.pretrained=clip", "finetune.task_epochs=null"]
     if of_roberta:  # which comes from the hub
         quick = ["backbone.pretrained=roberta", "paths.data=DIR"]
     succeed(*arguments, *FEW, *quick, folder=start_folder)
