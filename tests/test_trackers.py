@@ -190,6 +190,8 @@ def test_secrets_are_hidden_wherever_they_are(name):
 def test_what_is_no_secret_is_kept_and_the_given_mapping_is_not_changed():
     config = {"tokenizer": "bert", "max_new_tokens": 20, "seed": 1, "token": None, "grid": (0.1, 0.2), "a": "b=c"}
     assert redact(config) == config | {"grid": [0.1, 0.2]}
+    which = {"router": {"token": "last"}, "overrides": ["router.token=mean"]}
+    assert redact(which) == which
     before = {"key": SECRET}
     redact(before)
     assert before == {"key": SECRET}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Tokenizers and numbers of tokens are no secrets.
 SECRET = re.compile(r"token(?!iz|s\b)|key|passw|secret|credential", re.IGNORECASE)
 HIDDEN = "(hidden)"
+CHOICES = ("mean", "last")  # of router.token, which is no secret either
 
 
 class Tracker(Protocol):
@@ -49,13 +50,15 @@ def redact(value: Any) -> Any:
     """
     if isinstance(value, Mapping):
         return {
-            name: HIDDEN if SECRET.search(str(name)) and item is not None else redact(item)
+            name: HIDDEN if SECRET.search(str(name)) and item not in (None, *CHOICES) else redact(item)
             for name, item in value.items()
         }
     if isinstance(value, (list, tuple)):
         return [redact(item) for item in value]
-    if isinstance(value, str) and "=" in value and SECRET.search(name := value.split("=", 1)[0]):
-        return f"{name}={HIDDEN}"
+    if isinstance(value, str) and "=" in value:
+        name, item = value.split("=", 1)
+        if SECRET.search(name) and item not in CHOICES:
+            return f"{name}={HIDDEN}"
     return value
 
 
