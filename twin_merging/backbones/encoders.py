@@ -123,8 +123,13 @@ class EncoderBackbone(ABC):
         return getattr(model, model.base_model_prefix)
 
     @cached_property
+    def _plain(self) -> PreTrainedModel:
+        """θ₀ with a head of no task."""
+        return self.load(self.folder, num_labels=2, new_head=True)
+
+    @cached_property
     def _skeleton(self) -> PreTrainedModel:
-        return self.encoder(self.load(self.folder, num_labels=2, new_head=True))
+        return self.encoder(self._plain)
 
     def encoder_with(self, weights: Mapping[str, Tensor]) -> PreTrainedModel:
         """An encoder of this architecture, of its own, with these weights."""
@@ -165,7 +170,7 @@ class EncoderBackbone(ABC):
             for_router: give ``mean`` alone, for which the encoder runs no further than to its layer.
         """
         encoder.to(self.device).eval()
-        order, parts = by_length(inputs), []
+        order, parts = longest_first(inputs), []
         asked = {} if layer == -1 else {"output_hidden_states": True}
         with progress(label, len(order), "rows") as bar, faster_products(encoder, self.autocast, fixed=True):
             for start in range(0, len(order), batch_size):
@@ -228,7 +233,7 @@ class EncoderBackbone(ABC):
         check_loaded(model, report, source, set(needed) - set(poolers))
 
 
-def by_length(inputs: Inputs) -> list[int]:
+def longest_first(inputs: Inputs) -> list[int]:
     """Row numbers from the longest to the shortest, so that a batch pads little and memory peaks at once."""
     lengths = inputs.lengths
     return sorted(range(len(lengths)), key=lambda row: -lengths[row])

@@ -32,15 +32,8 @@ class Pixels:
     """
 
     def __init__(self, pixels: Tensor, tokens: int):
-        self._pixels, self._tokens = pixels, tokens
-
-    @property
-    def rows(self) -> list[Row]:
-        return [{PIXELS: image} for image in self._pixels]
-
-    @property
-    def lengths(self) -> list[int]:
-        return [self._tokens] * len(self._pixels)
+        self.rows: list[Row] = [{PIXELS: image} for image in pixels]
+        self.lengths = [tokens] * len(pixels)
 
 
 class ImageClassifierBackbone(EncoderBackbone):
@@ -138,6 +131,5 @@ class ImageClassifierBackbone(EncoderBackbone):
     @cached_property
     def _reads_rest(self) -> bool:
         """Whether heads read twice the hidden size."""
-        model = self.load(self.folder, num_labels=2, new_head=True)
-        wide = 2 * model.config.hidden_size
-        return any(tensor.dim() == 2 and tensor.shape[1] == wide for tensor in self.head_state(model).values())
+        wide = 2 * self._plain.config.hidden_size
+        return any(tensor.dim() == 2 and tensor.shape[1] == wide for tensor in self.head_state(self._plain).values())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from twin_merging.backbones.encoders import EncoderBackbone, Inputs, by_length
+from twin_merging.backbones.encoders import EncoderBackbone, Inputs, longest_first
 from twin_merging.errors import UserError
 from twin_merging.progress import progress
 
@@ -20,7 +20,7 @@ CHUNK = 1 << 21  # numbers of per-example gradients that are in memory at a time
 
 def batches(backbone: EncoderBackbone, inputs: Inputs, batch_size: int, label: str) -> Iterator[tuple[list[int], Any]]:
     """(row numbers, padded batch on the backbone's device), batched by length."""
-    order = by_length(inputs)
+    order = longest_first(inputs)
     with progress(label, len(order), "rows") as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
