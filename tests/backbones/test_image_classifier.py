@@ -121,3 +121,11 @@ def test_a_grey_image_is_seen_in_three_channels(folder, task):
 def test_texts_are_refused(folder, task):
     with pytest.raises(UserError, match="sees images"):
         backbone_of(folder).inputs(replace(task, images=None), "test")
+
+
+def test_a_folder_without_an_image_processor_is_refused(tmp_path, task):
+    folder = save_encoder(tmp_path, "vit")
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match="cannot be read") as raised:
+        backbone_of(folder).inputs(task, "test")
+    assert raised.value.key == "backbone.pretrained"

@@ -190,7 +190,7 @@ class EncoderBackbone(ABC):
         return {key: torch.cat([part[key] for part in parts])[back] for key in parts[0]}
 
     def check_head_reads_first_token(self, model: PreTrainedModel) -> None:
-        """Check that the head's answer follows from ``Features``, as it does where a head reads the first token.
+        """Check that the head's answer follows from ``Features``, as it does where a head reads the first token, or with it the rest.
 
         Raises:
             UserError: if it reads more, so that this architecture's heads cannot be kept apart from the encoder.
@@ -204,7 +204,7 @@ class EncoderBackbone(ABC):
         if difference > 1e-4:
             raise UserError(
                 "the heads of this architecture read more than the first token, which is not supported",
-                key="backbone.pretrained", found=type(model).__name__, expected="such as BERT, RoBERTa, ELECTRA, DeBERTa",
+                key="backbone.pretrained", found=type(model).__name__, expected="such as BERT, RoBERTa, ELECTRA, DeBERTa, ViT, DINOv2",
             )  # fmt: skip
 
     def _pool(self, output: Any, mask: Tensor | None, layer: int = -1) -> Features:

@@ -46,11 +46,21 @@ class ImageClassifierBackbone(EncoderBackbone):
 
     @cached_property
     def processor(self) -> Any:
-        """What makes the model's input of an image, at the size that is asked for."""
+        """What makes the model's input of an image, at the size that is asked for.
+
+        Raises:
+            UserError: if the folder has none that can be read.
+        """
         load = partial(
             AutoImageProcessor.from_pretrained, self.folder, trust_remote_code=self.options.trust_remote_code
         )
-        processor, side = load(), self.options.image_size
+        try:
+            processor, side = load(), self.options.image_size
+        except (OSError, ValueError) as error:
+            raise UserError(
+                "what makes its input of an image cannot be read", key="backbone.pretrained", found=self.folder,
+                expected="a folder with preprocessor_config.json",
+            ) from error  # fmt: skip
         if side is None or side == self._side(processor):
             return processor
         given = {name: length for name, length in dict(processor.size).items() if length}
