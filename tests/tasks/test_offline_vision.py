@@ -212,7 +212,9 @@ def test_fashion_is_known_where_its_files_are(no_system_files: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"no gzip", gzip.compress(b"no idx"), gzip.compress(idx(np.zeros(9, np.uint8)))]
+    "damage",
+    [b"", b"no gzip", gzip.compress(b"no idx"), gzip.compress(idx(np.zeros(9, np.uint8)))],
+    ids=["empty", "no gzip", "no idx", "too few"],
 )
 def test_damaged_fashion_is_refused(no_system_files: Path, damage: bytes):
     write_fashion(no_system_files)
