@@ -44,6 +44,25 @@ def test_a_key_alone_holds_where_it_is_set():
     assert (found.method.x, found.sparsifier.rank) == (1, 8)
 
 
+def test_a_key_that_is_null_is_a_condition_too():
+    when = {"method.grid=null": {"method.x": 7}, "sparsifier.budget=null": {"sparsifier.rank": 8}}
+    found = settled(config(when=when), [])
+    assert (found.method.x, found.sparsifier.rank) == (7, None)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "x"),
+    [
+        ("method=a, method.grid=null", 9),
+        ("method=a,sparsifier=svd", 9),
+        ("method=b, method.grid=null", 5),
+        ("method=a, method.grid", 5),
+    ],
+)
+def test_several_conditions_hold_together_and_the_last_entry_goes_first(conditions: str, x: int):
+    assert settled(config(when={"method=a": {"method.x": 5}, conditions: {"method.x": 9}}), []).method.x == x
+
+
 @pytest.mark.parametrize("given", ["method.x=3", "+method.x=3", "++method.x=3"])
 def test_what_the_command_line_sets_stays(given: str):
     found = settled(config(), [given, "method=a"])
@@ -62,7 +81,16 @@ def test_the_composed_configuration_is_left_as_it_is():
     assert "when" in cfg
 
 
-@pytest.mark.parametrize("when", [{"method": {"method.x": 1}}, {"method=a": 3}, {"method.z": {"method.x": 1}}])
+@pytest.mark.parametrize(
+    "when",
+    [
+        {"method": {"method.x": 1}},
+        {"method=a": 3},
+        {"method.z": {"method.x": 1}},
+        {"method.z=null": {"method.x": 1}},
+        {"method=a, method.z": {"method.x": 1}},
+    ],
+)
 def test_what_is_no_condition_is_refused(when: dict):
     with pytest.raises(UserError) as caught:
         settled(config(when=when), [])
@@ -178,3 +206,26 @@ def test_llama_is_fine_tuned_as_a_whole():
     jobs = jobs_of("+exp=generative_llama7b", "paths.data=DIR")
     assert (jobs[0].finetune.name, jobs[0].tasks.names) == ("causal_full", ["gsm8k", "truthful_qa"])
     assert {run.merge_method.name for run in jobs} == {"pretrained", "finetuned", "task_arithmetic", "twin"}
+
+
+def test_random_weights_of_clip_are_a_dry_run_of_every_method():
+    jobs = plan(["+exp=vision_clip", "backbone.pretrained=null"], multirun=False).jobs
+    assert {job.merge_method.name for job in jobs} >= {"adamerging", "surgery", "wudi", "twin", "emr", "multitask"}
+    assert {job.tasks.rows.train for job in jobs} == {32}
+    steps = {job.merge_method.name: job.merge_method.steps for job in jobs if hasattr(job.merge_method, "steps")}
+    assert max(steps["adamerging"], steps["wudi"]) <= 5
+    (surgery,) = (job.merge_method for job in jobs if job.merge_method.name == "surgery")
+    assert surgery.merge.steps <= 5
+    (own,) = plan(
+        [
+            "+exp=vision_clip",
+            "backbone.pretrained=null",
+            "tasks.names=[mnist,dtd]",
+            "merge_method=ties",
+            "finetune.epochs=3",
+        ],
+        multirun=False,
+    ).jobs
+    assert (own.tasks.names, own.finetune.epochs, own.tasks.rows.test) == (["mnist", "dtd"], 3, 16)
+    (whole,) = plan(["+exp=vision_clip", "merge_method=adamerging"], multirun=False).jobs
+    assert (len(whole.tasks.names), whole.merge_method.steps, whole.tasks.rows.train) == (8, 500, None)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from twin_merging.errors import UserError
 
 WHEN = "when"
+NULL = "null"
 UNKNOWN = object()
 SIZES = ("sparsifier.rank", "sparsifier.fraction", "sparsifier.budget", "sparsifier.energy")
 """Keys of which one at most is set, so that one of the command line stands for all."""
@@ -19,7 +20,8 @@ def settled(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
 
     ``when`` maps ``GROUP=NAME`` to keys and values: ``merge_method=ties: {merge_method.scaling: 0.7}`` holds where the
     component of ``merge_method`` is ``ties``, unless the command line sets ``merge_method.scaling``. A key alone, such as
-    ``paths.data``, holds where it is not null.
+    ``paths.data``, holds where it is not null, and ``backbone.pretrained=null`` where it is. Several conditions, with
+    commas between them, hold together; a later entry goes before an earlier one.
 
     Args:
         overrides: the job's arguments.
@@ -27,27 +29,39 @@ def settled(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
     Raises:
         UserError: if ``when`` is not of this form.
     """
-    conditions = cfg.get(WHEN)
-    if conditions is None:
+    entries = cfg.get(WHEN)
+    if entries is None:
         return cfg
     given = {text.lstrip("+~").partition("=")[0].partition("@")[0] for text in overrides}
     settled = cfg.copy()
     OmegaConf.set_readonly(settled, False)
     with open_dict(settled):
         del settled[WHEN]
-        for condition, values in conditions.items():
-            group, equals, name = str(condition).partition("=")
-            value = OmegaConf.select(settled, f"{group}.name" if equals else group, default=UNKNOWN)
-            if not isinstance(values, DictConfig) or (not equals and (value is UNKNOWN or OmegaConf.is_dict(value))):
-                raise UserError(
-                    "not a condition with keys", key=WHEN, found=condition,
-                    expected="GROUP=NAME: {key: value}, or of a key that is set KEY: {key: value}",
-                )  # fmt: skip
-            if value == name if equals else value is not None:
+        for conditions, values in entries.items():
+            if not isinstance(values, DictConfig):
+                raise _no_condition(conditions)
+            if all([_holds(settled, condition.strip()) for condition in str(conditions).split(",")]):
                 for key, value in values.items():
                     if not is_set(str(key), given):
                         OmegaConf.update(settled, str(key), value, merge=False, force_add=True)
     return settled
+
+
+def _holds(cfg: DictConfig, condition: str) -> bool:
+    key, equals, name = condition.partition("=")
+    value = OmegaConf.select(cfg, key, default=UNKNOWN)
+    if equals and name != NULL:
+        return OmegaConf.select(cfg, f"{key}.name", default=UNKNOWN) == name
+    if value is UNKNOWN or OmegaConf.is_dict(value):
+        raise _no_condition(condition)
+    return (value is None) == bool(equals)
+
+
+def _no_condition(found: object) -> UserError:
+    return UserError(
+        "not a condition with keys", key=WHEN, found=found,
+        expected="GROUP=NAME: {key: value}, or of a key that is set KEY: {key: value}, or of one that is not KEY=null: {key: value}",
+    )  # fmt: skip
 
 
 def is_set(key: str, given: set[str]) -> bool:

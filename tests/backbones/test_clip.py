@@ -17,7 +17,7 @@ from tiny_images import colour_task
 from twin_merging.backbones.clip import ClipBackbone
 from twin_merging.backbones.clip_source import WEIGHTS
 from twin_merging.backbones.features import read_by_head
-from twin_merging.backbones.zero_shot import templates_of
+from twin_merging.backbones.zero_shot import embed, templates_of
 from twin_merging.config import Exact, FullFineTuning
 from twin_merging.dynamic.model import TwinMergedModel
 from twin_merging.errors import UserError
@@ -96,6 +96,40 @@ def test_a_head_is_what_the_text_encoder_says_of_each_class(folder, task, templa
         expected = mean / mean.square().sum().sqrt() * model.logit_scale.exp()
         torch.testing.assert_close(row.double(), expected, rtol=0, atol=1e-4)
     assert not found.requires_grad
+
+
+@pytest.mark.parametrize("changed", [{}, {"no_causal_mask": True}, {"pool_type": "last"}])
+def test_sentences_are_read_no_further_than_their_end(changed):
+    """Where a token sees none after it; else the whole context is read, and the answer is open_clip's all the same."""
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**{**copy.deepcopy(MODEL), "text_cfg": {**MODEL["text_cfg"], **changed}}).eval()
+    tokens = open_clip.SimpleTokenizer(context_length=32)(["a dog", "a photo of a long name, a plane", "the red"])
+    tokens[:, 2] = 0  # which is a word's beginning too
+    read, before = [], list(model.state_dict())
+    model.transformer.register_forward_pre_hook(lambda _, args: read.append(args[0].shape[1]))
+    with torch.inference_mode():
+        found, expected = embed(model, tokens), model.encode_text(tokens, normalize=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert read == [11 if not changed else 32, 32]
+    assert list(model.state_dict()) == before
+
+
+def test_a_head_is_made_once_for_all_who_remember(folder, task):
+    backbone, kept = backbone_of(folder), {}
+
+    def remember(what, label, determined_by, make):
+        key = json.dumps([what, label, determined_by])
+        if key not in kept:
+            kept[key] = make()
+        return kept[key]
+
+    backbone.remember = remember
+    first = backbone.new_expert(task).head.weight
+    (only,) = kept.values()
+    kept[next(iter(kept))] = 2 * only
+    assert torch.equal(backbone.new_expert(task).head.weight, 2 * first)
+    backbone.new_expert(colour_task("others"))
+    assert len(kept) == 2
 
 
 def test_the_eight_tasks_have_the_sentences_that_clip_has():

@@ -107,11 +107,18 @@ def test_a_command_of_the_readme_runs(command: str, start_folder: Path):
         succeed(*arguments, *LANGUAGE, *plain, *judge, folder=start_folder)
         assert set(start_folder.rglob("results.json")) > before
         return
-    quick = [QUICK] if {"+exp=quickstart_methods", "+exp=vision_small"} & {*arguments} else []
+    quick = [QUICK] if {"+exp=quickstart_methods", "+exp=vision_small", "+exp=vision_clip"} & {*arguments} else []
     if "+exp=vision_small" in arguments:  # whose rows are a large download
         quick += OF_IMAGES
     if "+exp=vision_clip" in arguments:
-        quick = [*OF_IMAGES, "backbone.pretrained=clip", "finetune.task_epochs=null"]
+        given = "backbone.pretrained=null" in arguments  # the real architecture, which is slow
+        quick = [
+            *OF_IMAGES,
+            *(["merge_method=pretrained"] if given else [QUICK.replace("regmean,", ""), "backbone.pretrained=clip"]),
+        ]
+        quick = [argument for argument in quick if not (given and argument == OF_IMAGES[0])] + [
+            "finetune.task_epochs=null"
+        ]
     if of_roberta:  # which comes from the hub
         quick = ["backbone.pretrained=roberta", "paths.data=DIR"]
     succeed(*arguments, *FEW, *quick, folder=start_folder)

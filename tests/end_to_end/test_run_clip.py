@@ -52,6 +52,16 @@ def test_every_method_runs_and_experts_are_the_reference(swept: Path):
     assert not any(result["random_weights"] for result in found.values())
 
 
+def test_text_heads_are_kept(small: list[str], swept: Path, tmp_path: Path):
+    """Other epochs make other experts of the same heads; other sentences make other heads."""
+    cached = [*small, f"paths.cache={swept / 'outputs/cache'}", "merge_method=twin", "finetune.epochs=1"]
+    outcome = succeed(*cached, "hydra.run.dir=job", folder=tmp_path)
+    assert not outcome.lines("zero-shot")
+    assert [line for line in outcome.lines("text_head") if "cached" in line]
+    outcome = succeed(*cached, "backbone.templates={second: ['{}']}", "hydra.run.dir=other", folder=tmp_path)
+    assert len([line for line in outcome.lines("text_head") if "computed" in line]) == 1
+
+
 def test_routed_heads_unseen_tasks_and_the_cache(small: list[str], swept: Path, tmp_path: Path):
     cached = [*small, f"paths.cache={swept / 'outputs/cache'}"]
     outcome = succeed("merge_method=twin", "evaluation.heads=routed", *cached, "hydra.run.dir=routed", folder=tmp_path)

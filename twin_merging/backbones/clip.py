@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -82,15 +82,19 @@ class ClipBackbone(ImageClassifierBackbone):
             raise _no_classes(f"{task.name}, a {task.kind}")
         if dropout:
             raise UserError("CLIP has no dropout", key="finetune.backbone_dropout", found=dropout, expected="null or 0")
-        model = self._whole().to(self.device)
+        templates = templates_of(task.name, self.options.templates)
+        determined_by = {"templates": templates, "classes": list(task.class_names)}
+        return self._with_head(
+            self.remember("text head", task.name, determined_by, lambda: self._text_head(task, templates))
+        )
+
+    def _text_head(self, task: Task, templates: Sequence[str]) -> Tensor:
         text = self.architecture.model["text_cfg"]
         tokenize = open_clip.SimpleTokenizer(
             context_length=text.get("context_length", 77), **text.get("tokenizer_kwargs") or {}
         )
-        templates = templates_of(task.name, self.options.templates)
-        return self._with_head(
-            zero_shot_head(model, tokenize, task.class_names, templates, f"zero-shot head: {task.name}").cpu()
-        )
+        model = self._whole().to(self.device)
+        return zero_shot_head(model, tokenize, task.class_names, templates, f"zero-shot head: {task.name}").cpu()
 
     def head(self, state: Mapping[str, Tensor], num_labels: int) -> Head:
         with torch.device("meta"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -27,6 +27,8 @@ from twin_merging.tasks.base import Task
 
 Row = dict[str, Any]
 Batch = dict[str, Tensor]
+Remember = Callable[[str, str, Any, Callable[[], Tensor]], Tensor]
+"""Finds or makes a tensor: what it is and of which task, both for people; plain JSON that determines it besides θ₀; its maker."""
 
 
 class Inputs(Protocol):
@@ -51,9 +53,12 @@ class EncoderBackbone(ABC):
 
     classifier: ClassVar[Any]
     """transformers' Auto class of encoders with a head."""
+    remember: Remember
+    """What is made for many experts; by default it is made anew each time."""
 
     def __init__(self, options: Any, folder: Path, device: torch.device, autocast: bool):
         self.options, self.folder, self.device, self.autocast = options, folder, device, autocast
+        self.remember = lambda what, label, determined_by, make: make()
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 

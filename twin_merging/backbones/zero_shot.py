@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twin_merging.errors import UserError
@@ -49,11 +51,36 @@ def zero_shot_head(
     device, parts = model.logit_scale.device, []
     with progress(label, len(sentences), "sentences") as bar:
         for start in range(0, len(sentences), AT_ONCE):
-            some = sentences[start : start + AT_ONCE]
-            parts.append(model.encode_text(tokenize(some).to(device), normalize=True).float())
-            bar.advance(len(some))
+            tokens = tokenize(sentences[start : start + AT_ONCE])
+            parts.append(embed(model, tokens.to(device)).float())
+            bar.advance(len(tokens))
     means = torch.cat(parts).view(len(class_names), len(templates), -1).mean(1)
     return F.normalize(means, dim=-1) * model.logit_scale.float().exp()
+
+
+def embed(model: Any, tokens: Tensor) -> Tensor:
+    """Normalized embeddings of sentences, (sentences, d), from their tokens (sentences, L), 0 behind each one's end.
+
+    Where a token sees none that follow it and the sentence is its last token's state, what is behind the longest sentence's
+    end is not computed: it is most of the context.
+    """
+    used = int(tokens.any(0).nonzero().max()) + 1
+    if used < tokens.shape[1] and isinstance(model, open_clip.CLIP) and _reads_ends(model):
+        model, tokens = _shorter(model, used), tokens[:, :used]
+    return model.encode_text(tokens, normalize=True)
+
+
+def _reads_ends(model: open_clip.CLIP) -> bool:
+    return model.attn_mask is not None and model.text_pool_type in ("argmax", "eos")
+
+
+def _shorter(model: open_clip.CLIP, length: int) -> open_clip.CLIP:
+    """The same weights, for sentences of ``length`` tokens."""
+    short = copy.copy(model)
+    positions = nn.Parameter(model.positional_embedding[:length], requires_grad=False)
+    short._parameters = {**model._parameters, "positional_embedding": positions}
+    short._buffers = {**model._buffers, "attn_mask": model.attn_mask[:length, :length]}
+    return short
 
 
 @cache

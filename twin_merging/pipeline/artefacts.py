@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,14 +29,27 @@ from twin_merging.sparsifiers.stored import Delta, read_back
 from twin_merging.tasks.base import TEST, Task
 
 FEATURES = "features.safetensors"
+MADE = "made.safetensors"
 
 
 def backbone_of(stages: Stages) -> EncoderBackbone:
     options = stages.run.backbone
     device = resolve_device(stages.run.device)
-    return _one_backbone(
+    backbone = _one_backbone(
         options.name, json.dumps(vars(options)), stages.backbone_source.folder, device, stages.precision == "bf16"
     )
+    backbone.remember = partial(_remembered, stages)
+    return backbone
+
+
+def _remembered(stages: Stages, what: str, label: str, determined_by: Any, make: Callable[[], Tensor]) -> Tensor:
+    """A tensor of a stage of its own, which only its maker can name: what determines it is read from data."""
+
+    def write(folder: Path, scratch: Path) -> None:
+        checkpoints.save({"tensor": make()}, folder / MADE)
+
+    stage = Stage(what.replace(" ", "_"), label, determined_by, (stages.base,), lambda: write)
+    return Checkpoint(stages.get(stage).path(MADE))["tensor"]
 
 
 @lru_cache(maxsize=1)
