@@ -111,11 +111,6 @@ def _check_method(run: RunConfig, merged: list[str]) -> None:
             raise UserError(
                 "one γ for each merged task", key=f"{key}.gamma", found=f"{len(gamma)} of them", expected=f"{len(merged)}: {', '.join(merged)}"
             )  # fmt: skip
-        if getattr(method, "needs", None) == "fisher" and domain_of(run.backbone) == IMAGES:
-            raise UserError(
-                "the gradient of each single example is not known for convolutions and for tokens that an encoder adds", key=f"{key}.name",
-                found=f"{method.name} with backbone {run.backbone.name}", expected="another method", nearest="regmean",
-            )  # fmt: skip
     if run.merge_method.name == "multitask" and run.finetune.name != "full" and answered_as(run.finetune) == CLASSES:
         raise UserError(
             "joint training trains all parameters", key="finetune.name", found=f"{run.finetune.name} with multitask",

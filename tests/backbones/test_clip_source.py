@@ -96,8 +96,6 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
     [
         ("finetune=lora", "finetune.name"),
         ("finetune.backbone_dropout=0.1", "finetune.backbone_dropout"),
-        ("merge_method=fisher", "merge_method.name"),
-        ("merge_method=regmean", "merge_method.name"),
     ],
 )
 def test_what_does_not_go_with_packed_attention_is_refused_before_any_work(override, key):

@@ -11,7 +11,7 @@ import torch
 from oracles import fisher as oracle
 from tiny_models import WORDS, save_model
 
-from twin_merging.backbones import statistics
+from twin_merging.backbones import squares, statistics
 from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbone, Tokens
 from twin_merging.config import SequenceClassifier
 from twin_merging.errors import UserError
@@ -109,7 +109,7 @@ def test_small_chunks_give_the_same(tmp_path, monkeypatch):
     backbone = backbone_of(folder)
     model, tokens = backbone.load(folder, num_labels=3).double(), some_tokens(backbone)
     whole = statistics.diagonal_fisher(backbone, model, tokens, "expectation", [], 5, 0, "test")
-    monkeypatch.setattr(statistics, "CHUNK", 1)
+    monkeypatch.setattr(squares, "CHUNK", 1)
     check(
         statistics.diagonal_fisher(backbone, model, tokens, "expectation", [], 5, 0, "test"),
         {name: values.numpy() for name, values in whole.items()},

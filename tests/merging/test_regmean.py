@@ -14,7 +14,7 @@ from torch import Tensor
 from twin_merging.config import RegMean
 from twin_merging.merging.apply import merge
 from twin_merging.merging.method import At, kind_of
-from twin_merging.merging.regmean import regmean
+from twin_merging.merging.regmean import Turned, regmean
 
 
 def random_case(seed: int, experts: int = 3, out: int = 4, size: int = 5, rows: int = 20):
@@ -125,3 +125,12 @@ def test_bfloat16_weights_are_solved_for_in_float32():
     )  # fmt: skip
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.double(), exact, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize("size", [5, 4])  # the second is as wide as it is high
+def test_a_matrix_that_is_applied_from_the_right_is_turned(size):
+    weights, inputs = random_case(7, size=size)
+    grams = torch.stack([torch.from_numpy(rows.T @ rows) for rows in inputs])
+    stacked = torch.stack([torch.from_numpy(weight).T for weight in weights])
+    found = regmean(torch.zeros(size, 4), stacked, RegMean(off_diagonal=1.0), At(statistic=Turned(grams)))
+    np.testing.assert_allclose(found.numpy(), oracle.least_squares(weights, inputs).T, rtol=1e-8, atol=1e-9)

@@ -87,6 +87,7 @@ class ClipClassifier(PreTrainedModel):
         """Logits z / ‖z‖ · Wᵀ of the image's embedding z, float32, (B, classes); the mean cross-entropy with ``labels``."""
         image = self.encoder(pixel_values=pixel_values).pooler_output
         with torch.autocast(image.device.type, enabled=False):  # bfloat16 has three digits, and logits are up to 100
-            logits = self.head(F.normalize(image.float(), dim=-1))
+            exact = image if image.dtype == torch.float64 else image.float()
+            logits = self.head(F.normalize(exact, dim=-1))
         loss: Any = None if labels is None else F.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)

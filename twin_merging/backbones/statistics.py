@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from twin_merging.backbones.encoders import EncoderBackbone, Inputs, longest_first
+from twin_merging.backbones.squares import Rule, class_and_positions, linear, rule_of
+from twin_merging.backbones.unpacked import Unpacked, unpacked
 from twin_merging.errors import UserError
 from twin_merging.progress import progress
 
-CHUNK = 1 << 21  # numbers of per-example gradients that are in memory at a time: so many stay in cache
+TURNED = " turned"
+"""Ends the name of a G whose parameter P is applied as x · P, so that its rows are the layer's inputs."""
 
 
 def batches(backbone: EncoderBackbone, inputs: Inputs, batch_size: int, label: str) -> Iterator[tuple[list[int], Any]]:
@@ -36,19 +38,20 @@ def grams(
 
     Returns:
         G by a layer's name, and for every linear weight by its parameter name, the layer whose G is its own: layers that
-        read the same tensor share one.
+        read the same tensor share one. A packed weight of q, k and v is one layer's; a name that ends in ``TURNED`` is of a
+        parameter that its encoder applies from the right.
     """
     encoder.to(backbone.device).eval()
     totals: dict[str, Tensor] = {}
     layer_of: dict[str, str] = {}
     mask, last = torch.empty(0), ("", torch.empty(0))
 
-    def see(name: str, module: nn.Linear, given: tuple[Tensor]) -> None:
+    def see(name: str, parameter: str, module: nn.Linear, given: tuple[Tensor]) -> None:
         nonlocal last
         (states,) = given
-        if states is not last[1]:
+        if states is not last[1] or name.endswith(TURNED):
             last = name, states
-        layer_of[f"{name}.weight"] = last[0]
+        layer_of[parameter] = last[0]
         if last[0] == name:
             real = states[mask] if states.shape[:-1] == mask.shape else states.flatten(0, -2)
             real = real.float()
@@ -56,11 +59,15 @@ def grams(
             total.addmm_(real.T, real)
 
     layers = {name: module for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
-    with _hooks(module.register_forward_pre_hook(partial(see, name)) for name, module in layers.items()):
-        for _, batch in batches(backbone, inputs, batch_size, label):
-            mask = batch.get("attention_mask", torch.empty(0)).bool()
-            with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.autocast):
-                encoder(**batch)
+    with unpacked(encoder) as parts:
+        watched = [(name, f"{name}.weight", layer) for name, layer in layers.items()]
+        for name, part in parts.matrices.items():
+            watched.append((name + TURNED if part.turned else name, part.weight, part.layer))
+        with _hooks(layer.register_forward_pre_hook(partial(see, name, weight)) for name, weight, layer in watched):
+            for _, batch in batches(backbone, inputs, batch_size, label):
+                mask = batch.get("attention_mask", torch.empty(0)).bool()
+                with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.autocast):
+                    encoder(**batch)
     return totals, layer_of
 
 
@@ -81,9 +88,9 @@ def diagonal_fisher(
         UserError: if the encoder has a layer whose per-example gradients are not known.
     """
     model.to(backbone.device).eval().requires_grad_(False)
-    squares = _Squares(backbone.encoder(model))
-    generator = torch.Generator().manual_seed(seed)
-    with squares.hooks():
+    generator, encoder = torch.Generator().manual_seed(seed), backbone.encoder(model)
+    totals = {name: torch.zeros_like(parameter) for name, parameter in encoder.named_parameters()}
+    with unpacked(encoder) as parts, (squares := _Squares(encoder, totals, parts)).hooks():
         for rows, batch in batches(backbone, inputs, batch_size, label):
             squares.start(len(rows))
             with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.autocast):
@@ -94,7 +101,7 @@ def diagonal_fisher(
             terms = _log_likelihoods(logits, model.config.problem_type == "regression", labels, own, generator)
             for term in terms:
                 term.backward(retain_graph=True)
-    return {name: total / len(inputs.rows) for name, total in squares.totals.items()}
+    return {name: total / len(inputs.rows) for name, total in totals.items()}
 
 
 def _log_likelihoods(
@@ -120,21 +127,49 @@ def _log_likelihoods(
         yield log_p.gather(1, chosen.unsqueeze(1)).sum()
 
 
+class _Layer(NamedTuple):
+    """A layer whose outputs' gradients are squared.
+
+    Args:
+        rule: how.
+        totals: by what the rule calls a parameter, the sum so far.
+    """
+
+    module: nn.Module
+    rule: Rule
+    totals: dict[str, Tensor]
+
+
 class _Squares:
     """Σ over examples of each parameter's squared gradient, added up at every backward pass.
 
-    Weights need no gradient of their own: graphs start at the embeddings' outputs, and each layer's hook makes the
-    per-example gradients of its parameters from its inputs and the gradient of its outputs.
+    Weights need no gradient of their own: graphs start at the outputs of the first layers, such as embeddings, and each
+    layer's hook makes the per-example gradients of its parameters from its inputs and the gradient of its outputs.
+
+    Args:
+        totals: by parameter name, what is added to.
+        parts: what the encoder applies without calling a layer.
     """
 
-    def __init__(self, encoder: nn.Module):
-        self.totals = {name: torch.zeros_like(parameter) for name, parameter in encoder.named_parameters()}
-        self._layers = {
-            name: module for name, module in encoder.named_modules() if list(module.parameters(recurse=False))
-        }
-        for name, module in self._layers.items():
-            if type(module) not in RULES:
+    def __init__(self, encoder: nn.Module, totals: dict[str, Tensor], parts: Unpacked):
+        self._layers: dict[str, _Layer] = {}
+        apart = parts.parameters
+        for name, module in encoder.named_modules():
+            at = f"{name}." if name else ""
+            own = {key: f"{at}{key}" for key, _ in module.named_parameters(recurse=False)}
+            mine = {key: totals[whole] for key, whole in own.items() if whole not in apart}
+            if not mine:
+                continue
+            if (rule := rule_of(module)) is None:
                 raise _not_known(name, module)
+            self._layers[name] = _Layer(module, rule, mine)
+        for name, part in parts.matrices.items():
+            weight = totals[part.weight].T if part.turned else totals[part.weight]
+            bias = {} if part.bias is None else {"bias": totals[part.bias]}
+            self._layers[name] = _Layer(part.layer, linear, {"weight": weight, **bias})
+        for name, added in parts.tokens.items():
+            summed = {"class": totals[added.class_token], "positions": totals[added.positions]}
+            self._layers[name] = _Layer(added.after, class_and_positions, summed)
         self._examples, self._called = 0, set[str]()
 
     def start(self, examples: int) -> None:
@@ -144,15 +179,16 @@ class _Squares:
     def check(self) -> None:
         """After a forward pass: a layer that was not called may have its parameters read in another way."""
         for name in self._layers.keys() - self._called:
-            raise _not_known(name, self._layers[name])
+            raise _not_known(name, self._layers[name].module)
 
     def hooks(self):
         """Context in which the encoder's layers are watched."""
-        embeddings = [module for module in self._layers.values() if isinstance(module, nn.Embedding)]
+        modules = {name: layer.module for name, layer in self._layers.items()}
+        embeddings = [module for module in modules.values() if isinstance(module, nn.Embedding)]
         return _hooks(
             [
                 *(module.register_forward_pre_hook(self._expand) for module in embeddings),
-                *(module.register_forward_hook(partial(self._watch, name)) for name, module in self._layers.items()),
+                *(module.register_forward_hook(partial(self._watch, name)) for name, module in modules.items()),
             ]
         )
 
@@ -165,68 +201,21 @@ class _Squares:
         if name in self._called or len(output) != self._examples:
             raise _not_known(name, module)
         self._called.add(name)
-        if isinstance(module, nn.Embedding):
+        if not output.requires_grad:  # nothing before it has parameters
             output = output.detach().requires_grad_().clone()
-        output.register_hook(partial(self._add, name, module, inputs[0].detach()))
+        output.register_hook(partial(self._add, self._layers[name], inputs[0].detach()))
         return output
 
-    def _add(self, name: str, module: nn.Module, states: Tensor, gradient: Tensor) -> None:
-        with torch.autocast(gradient.device.type, enabled=False):
-            totals = {key: self.totals[f"{name}.{key}"] for key, _ in module.named_parameters(recurse=False)}
-            RULES[type(module)](module, states, gradient, totals)
-
-
-def _linear(module: nn.Linear, states: Tensor, gradient: Tensor, totals: dict[str, Tensor]) -> None:
-    states, weight = states.to(gradient.dtype), totals["weight"]
-    if gradient.dim() == 2:  # one token an example: the square of a product is the product of squares
-        weight.addmm_(gradient.square().T.to(weight.dtype), states.square().to(weight.dtype))
-    else:
-        states, columns = states.flatten(1, -2), gradient.flatten(1, -2).transpose(1, 2)
-        size = max(1, CHUNK // (len(states) * weight.shape[1]))  # rows of the weight, of all examples at once
-        for part, total in zip(columns.split(size, dim=1), weight.split(size), strict=True):
-            total += torch.bmm(part, states).to(weight.dtype).square_().sum(0)
-    if "bias" in totals:
-        totals["bias"] += _over_tokens(gradient, weight.dtype).square().sum(0)
-
-
-def _layer_norm(module: nn.LayerNorm, states: Tensor, gradient: Tensor, totals: dict[str, Tensor]) -> None:
-    dtype = totals["weight"].dtype
-    normal = functional.layer_norm(states.to(dtype), module.normalized_shape, eps=module.eps)
-    totals["weight"] += _over_tokens(gradient.to(dtype) * normal, dtype).square().sum(0)
-    if "bias" in totals:
-        totals["bias"] += _over_tokens(gradient, dtype).square().sum(0)
-
-
-def _embedding(module: nn.Embedding, ids: Tensor, gradient: Tensor, totals: dict[str, Tensor]) -> None:
-    """Only rows that an example looks up have a gradient; a row looked up twice has the sum of both."""
-    weight = totals["weight"]
-    examples = torch.arange(len(ids), device=ids.device).view(-1, *[1] * (ids.dim() - 1))
-    lookups, place = (examples * len(weight) + ids).flatten().unique(return_inverse=True)
-    sums = weight.new_zeros(len(lookups), weight.shape[1]).index_add_(
-        0, place, gradient.flatten(0, -2).to(weight.dtype)
-    )
-    if module.padding_idx is not None:
-        sums[lookups % len(weight) == module.padding_idx] = 0  # torch never trains this row
-    weight.index_add_(0, lookups % len(weight), sums.square_())
-
-
-RULES: dict[type, Callable[[Any, Tensor, Tensor, dict[str, Tensor]], None]] = {
-    nn.Linear: _linear,
-    nn.LayerNorm: _layer_norm,
-    nn.Embedding: _embedding,
-}
-
-
-def _over_tokens(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum of all dimensions but the first and the last: (examples, n)."""
-    return values.to(dtype).reshape(len(values), -1, values.shape[-1]).sum(1)
+    def _add(self, layer: _Layer, states: Tensor, gradient: Tensor) -> None:
+        with torch.autocast(gradient.device.type, enabled=False), torch.no_grad():
+            layer.rule(layer.module, states, gradient, layer.totals)
 
 
 def _not_known(name: str, module: nn.Module) -> UserError:
     return UserError(
         "the gradient of each single example is not known for this layer", key="merge_method.name",
         found=f"fisher with {name} ({type(module).__name__})",
-        expected="an encoder of linear layers, embeddings and layer norms, each called once, such as BERT or RoBERTa",
+        expected="an encoder of linear layers, embeddings and layer norms, each called once, such as BERT, RoBERTa, ViT, DINOv2 or CLIP",
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,12 @@ from twin_merging.merging.method import At, static
 
 SINGULAR = 1e-6
 """Squared pivots of ΣG with its diagonal scaled to 1, and its eigenvalues relative to the largest, that count as 0."""
+
+
+class Turned(NamedTuple):
+    """G_t of a parameter P that is applied as x · P, so that its rows, and not its columns, are the inputs: (T, in, in)."""
+
+    grams: Tensor
 
 
 @static(of="experts", needs="gram", random=False)
@@ -24,8 +32,11 @@ def regmean(base: Tensor, experts: Tensor, options: RegMean, at: At) -> Tensor:
         base: θ₀ of one parameter.
         experts: θ_t stacked, (T, *base.shape); (T, out, in) for a linear layer's weight.
         options: ``off_diagonal`` is Jin et al.'s α.
-        at: ``statistic`` is G_t = XᵀX of the layer's inputs stacked, (T, in, in); None for other parameters.
+        at: ``statistic`` is G_t = XᵀX of the layer's inputs stacked, (T, in, in), ``Turned`` for a parameter of (in, out); None
+            for other parameters.
     """
+    if isinstance(at.statistic, Turned):
+        return regmean(base.mT, experts.mT, options, at._replace(statistic=at.statistic.grams)).mT
     mean = experts.sum(0) / len(experts)
     if at.statistic is None:
         return mean

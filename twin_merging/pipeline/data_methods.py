@@ -20,6 +20,7 @@ from twin_merging.evaluation.selection import refuse_test, unlabelled
 from twin_merging.experts.multitask import HEADS
 from twin_merging.merging import surgery
 from twin_merging.merging.adamerging import Learned, Mixture, entropy, learn, task_vectors
+from twin_merging.merging.regmean import Turned
 from twin_merging.merging.stack import Stack
 from twin_merging.merging.ties import Vote, vote
 from twin_merging.pipeline import data_stages
@@ -71,8 +72,8 @@ def gram(stages: Stages, method: Any, index: int, folder: Path, scratch: Path) -
     (folder / "layers.json").write_text(json.dumps(layers))
 
 
-class PerExpert(Mapping[str, Tensor]):
-    """A statistic of every expert by parameter name, (T, ...), read when it is asked for.
+class PerExpert(Mapping[str, Any]):
+    """A statistic of every expert by parameter name, (T, ...), read when it is asked for; ``Turned`` if its name says so.
 
     Args:
         files: each expert's.
@@ -82,9 +83,10 @@ class PerExpert(Mapping[str, Tensor]):
     def __init__(self, files: Sequence[Mapping[str, Tensor]], layers: Mapping[str, str]):
         self._files, self._layers = files, layers
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> Any:
         stored = self._layers[name]
-        return torch.stack([file[stored] for file in self._files])
+        values = torch.stack([file[stored] for file in self._files])
+        return Turned(values) if stored.endswith(statistics.TURNED) else values
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._layers)
