@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_images import backbone_of, colour_task, png, save_encoder
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, ResNetConfig, ResNetForImageClassification
 
 from twin_merging.backbones.features import read_by_head
 from twin_merging.config import Exact, FullFineTuning, LoraFineTuning
@@ -129,3 +129,13 @@ def test_a_folder_without_an_image_processor_is_refused(tmp_path, task):
     with pytest.raises(UserError, match="cannot be read") as raised:
         backbone_of(folder).inputs(task, "test")
     assert raised.value.key == "backbone.pretrained"
+
+
+def test_running_statistics_of_batches_are_refused(tmp_path):
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=2)
+    folder = save_encoder(tmp_path, "vit")  # with its image processor
+    ResNetForImageClassification(config).save_pretrained(folder)
+    with pytest.raises(UserError, match="running statistics") as raised:
+        backbone_of(folder).load(folder, 2)
+    assert raised.value.key == "backbone.pretrained"
+    assert "BatchNorm2d" in raised.value.found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from twin_merging.backbones.encoders import Batch, EncoderBackbone, Row
 from twin_merging.backbones.features import Features, head_input
@@ -114,6 +114,16 @@ class ImageClassifierBackbone(EncoderBackbone):
             return {"first": head_input(output)["first"]}
         states = output.last_hidden_state.float()
         return {"first_and_rest": torch.cat([states[:, 0], states[:, 1:].mean(1)], 1)}
+
+    def _check_report(self, model: PreTrainedModel, report: dict, source: Path, new_head: bool) -> None:
+        super()._check_report(model, report, source, new_head)
+        for name, module in self.encoder(model).named_modules():
+            if getattr(module, "running_mean", None) is not None:
+                raise UserError(
+                    "running statistics of batches are of no merged model", key="backbone.pretrained",
+                    found=f"{type(model).__name__} with {name} ({type(module).__name__})",
+                    expected="an image encoder without BatchNorm, such as ViT, DeiT or DINOv2",
+                )  # fmt: skip
 
     @staticmethod
     def _side(processor: Any) -> int:
