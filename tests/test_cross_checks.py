@@ -131,6 +131,12 @@ CONTRADICTIONS = [
     ({"tasks__unseen": ["rte", "rte"]}, "tasks.unseen", "rte"),
     ({"experts__sources": {"cola": ""}}, "experts.sources.cola", "''"),
     ({"experts__labels": {"cola": ["no", "yes"]}}, "experts.labels.cola", "cola"),
+    ({"experts__normalize_by": "published", "experts__reference": None}, "experts.reference", "no task; none of cola"),
+    (
+        {"experts__normalize_by": "published", "experts__reference": {"cola": 1.0}},
+        "experts.reference",
+        "score of cola; none of",
+    ),
     ({"experts__labels": {"rte": ["no", "yes"]}, "experts__sources": {"cola": "a"}}, "experts.labels.rte", "rte"),
     ({"evaluation__excluded": "task", "evaluation__heads": "routed"}, "evaluation.excluded", "routed"),
     ({"evaluation__excluded": "task", "tasks__unseen": ["rte"]}, "evaluation.excluded", "tasks.unseen"),

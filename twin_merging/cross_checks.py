@@ -76,6 +76,7 @@ def _check_experts(run: RunConfig) -> None:
             raise UserError(
                 "no place", key=f"experts.sources.{name}", found="''", expected="a folder or hub name[@revision]"
             )
+    _check_normalization(run)
     if run.experts.source is None:
         for name in run.experts.labels or {}:
             if name not in (run.experts.sources or {}):
@@ -83,6 +84,26 @@ def _check_experts(run: RunConfig) -> None:
                     "this expert is fine-tuned here, and its head has the task's own classes", key=f"experts.labels.{name}",
                     found=name, expected="tasks of experts.sources, or experts.source",
                 )  # fmt: skip
+
+
+def _check_normalization(run: RunConfig) -> None:
+    """Raise a UserError if some tasks' scores would be relative to published ones and some to measured ones."""
+    published = run.experts.reference or {}
+    missing = [name for name in run.tasks.names if name not in published]
+    if run.experts.normalize_by == "published" and missing:
+        known = [name for name in run.tasks.names if name in published]
+        raise UserError(
+            "an average over published and measured references says nothing", key="experts.reference",
+            found=f"a published score of {', '.join(known) or 'no task'}; none of {', '.join(missing)}",
+            expected="one of every task in tasks.names", hint="experts.normalize_by=measured takes what the experts score here",
+        )  # fmt: skip
+    if run.experts.normalize_by == "published" and (low := [name for name in run.tasks.names if published[name] <= 0]):
+        raise UserError(
+            "nothing is relative to 0",
+            key=f"experts.reference.{low[0]}",
+            found=published[low[0]],
+            expected="more than 0",
+        )
 
 
 def _check_evaluation(run: RunConfig) -> None:

@@ -22,3 +22,10 @@ def test_only_those_that_are_off_are_warned_of():
     assert "40.00" in sentence
     assert "-16.52" in sentence
     assert not warnings(compare(ENTRIES, PUBLISHED, 20.0), 20.0)
+
+
+def test_what_an_expert_scores_here_is_compared_whatever_scores_are_relative_to():
+    entries = {"cola": {"reference": 0.5652, "measured": 0.40}, "rte": {"reference": None}}
+    found = compare(entries, PUBLISHED, tolerance=2.0)
+    assert set(found) == {"cola"}
+    assert found["cola"]["raw"] == pytest.approx(40)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from oracles.scoring import normalized_score
 
-from twin_merging.evaluation.scoring import average_normalized, averages, normalized, score
+from twin_merging.evaluation.scoring import PUBLISHED, average_normalized, averages, by_published, normalized, score
 from twin_merging.tasks.base import Split, Task
 
 
@@ -68,3 +68,18 @@ def test_score_compares_with_the_reference_on_the_same_rows():
 def test_a_useless_reference_gives_no_normalized_score():
     entry = score(task_of("matthews", [0, 1, 1, 0]), [0, 1, 1, 0], [1, 1, 1, 1])
     assert (entry["raw"], entry["reference"], entry["normalized"]) == (1.0, 0.0, None)
+
+
+def test_scores_are_relative_to_published_ones_where_that_is_asked_for():
+    tasks = {
+        "a": {"raw": 0.5, "reference": 0.8, "normalized": 62.5, "rows": 4},
+        "b": {"raw": 0.3, "reference": 0.3, "normalized": 100.0, "rows": 4},
+        "unseen": {"raw": 0.9, "reference": None, "normalized": None, "rows": 4},
+    }
+    found = by_published(tasks, {"a": 50.0, "b": 60.0}, ["a", "b"])
+    assert found["tasks"]["a"] == {"raw": 0.5, "reference": 0.5, "measured": 0.8, "normalized": 100.0, "rows": 4}
+    assert found["tasks"]["b"]["normalized"] == pytest.approx(50)
+    assert (found["tasks"]["unseen"]["reference"], found["tasks"]["unseen"]["normalized"]) == (None, None)
+    assert found["average_normalized"] == pytest.approx(75)
+    assert (found["average_raw"], found["reference"]) == (pytest.approx(0.4), PUBLISHED)
+    assert tasks["a"]["reference"] == 0.8

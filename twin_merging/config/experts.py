@@ -129,6 +129,10 @@ class Experts:
         None, "by task, the published score of its expert, in percent", low=-100, high=100
     )
     tolerance: float = option(2.0, "percent points that an expert may be off its reference without a warning", low=0)
+    normalize_by: str = option(
+        "measured", "what normalized scores are relative to: each expert's own score on the same rows, or reference of every task",
+        choices=("measured", "published"),
+    )  # fmt: skip
 
 
 @dataclass

@@ -12,7 +12,8 @@ def compare(
     """Each expert's own score beside its published one, in percent, for the tasks that have one.
 
     Args:
-        entries: each task's entry of results.json, whose ``reference`` is what its expert scores with its own head.
+        entries: each task's entry of results.json, whose ``reference`` is what its expert scores with its own head; or
+            ``measured``, where ``reference`` is a published score.
         reference: published scores, in percent, by task.
         tolerance: percent points.
 
@@ -21,8 +22,9 @@ def compare(
     """
     found = {}
     for task, entry in entries.items():
-        if task in reference:
-            raw = 100 * entry["reference"]
+        own = entry.get("measured", entry["reference"])
+        if task in reference and own is not None:
+            raw = 100 * own
             difference = raw - reference[task]
             found[task] = {
                 "raw": raw, "reference": reference[task], "difference": difference, "off": abs(difference) > tolerance,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -9,6 +10,7 @@ from twin_merging.evaluation.metrics import confidence_interval, metrics
 from twin_merging.tasks.base import TEST, Task
 
 REFERENCE = "finetuned expert of each task, own head, same test rows"
+PUBLISHED = "published score of each task's expert, whatever its rows"
 
 
 def normalized(raw: float, reference: float) -> float | None:
@@ -46,3 +48,20 @@ def averages(tasks: dict[str, dict[str, Any]]) -> dict[str, float | None]:
         "average_raw": fmean(entry["raw"] for entry in tasks.values()),
         "average_normalized": average_normalized([entry["normalized"] for entry in tasks.values()]),
     }
+
+
+def by_published(
+    tasks: dict[str, dict[str, Any]], published: Mapping[str, float], merged: Sequence[str]
+) -> dict[str, Any]:
+    """A record's scores relative to published ones: ``tasks``, their averages over the ``merged`` ones, and ``reference``.
+
+    Args:
+        tasks: entries of results.json, whose ``reference`` is what each expert scores here; it becomes ``measured``.
+        published: in percent, of every merged task.
+    """
+    found = {}
+    for name, entry in tasks.items():
+        known = published[name] / 100 if name in published else None
+        ratio = None if known is None else normalized(entry["raw"], known)
+        found[name] = {**entry, "measured": entry["reference"], "reference": known, "normalized": ratio}
+    return {**averages({name: found[name] for name in merged}), "reference": PUBLISHED, "tasks": found}

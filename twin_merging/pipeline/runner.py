@@ -18,6 +18,7 @@ from twin_merging.config import RunConfig, TaskUnknown, trackers
 from twin_merging.errors import UserError, full_error
 from twin_merging.evaluation.expert_scores import compare, warnings
 from twin_merging.evaluation.leaks import leaks
+from twin_merging.evaluation.scoring import by_published
 from twin_merging.pipeline.cache import Cache, full_disk_explained
 from twin_merging.pipeline.environment import git_commit, package_versions, resolve_device
 from twin_merging.pipeline.graph import Graph, graph_of
@@ -102,6 +103,8 @@ def execute(run: RunConfig, folder: Path, overrides: list[str], chooses: bool = 
         _say_cached(stages)
     result = found or stages.get(stages.result)
     record = result.json("result.json")
+    if run.experts.normalize_by == "published":
+        record = {**record, **by_published(record["tasks"], run.experts.reference or {}, stages.names)}
     results = _results(run, stages, record, overrides)
     results["seconds"] += result.seconds
     results["task_unknown"] = _task_unknown(run, stages, folder)
