@@ -10,13 +10,15 @@ import pytest
 from backbones.tiny_clip import MODEL, save_clip
 from backbones.tiny_images import COLOURS, colour_task
 from commands import refused, results, succeed
+from safetensors.torch import load_file, save_file
 
 from twin_merging.compose import plan
+from twin_merging.evaluation.scoring import PUBLISHED
 from twin_merging.pipeline.cache import Cache
 from twin_merging.pipeline.stages import Stages
 from twin_merging.reporting.tables import RANDOM_WARNING
 
-METHODS = "pretrained,task_arithmetic,adamerging_quick,surgery_quick,multitask,emr,twin,finetuned"
+METHODS = "pretrained,task_arithmetic,regmean,fisher_quick,adamerging_quick,surgery_quick,multitask,emr,twin,finetuned"
 NAMES = ["first", "second", "third"]
 
 
@@ -81,6 +83,31 @@ def test_an_expert_is_imported_from_where_another_run_saved_it(small: list[str],
     found = json.loads((tmp_path / "job/results.json").read_text())
     before = results(swept / "sweep")["twin", "oracle"]
     assert found["average_raw"] == before["average_raw"]
+
+
+def test_published_image_encoders_are_the_experts_that_they_were(small: list[str], swept: Path, tmp_path: Path):
+    """Each expert's image encoder alone, as its publisher would save it: text makes the head anew."""
+    (run,) = plan([*small, f"paths.cache={swept / 'outputs/cache'}", "merge_method=twin"], multirun=False).jobs
+    stages = Stages(run, Cache(swept / "outputs/cache"))
+    for name in NAMES:
+        state = load_file(stages.get(stages.expert(name)).folder / "model.safetensors")
+        kept = {key.removeprefix("encoder."): tensor for key, tensor in state.items() if key.startswith("encoder.")}
+        (tmp_path / f"of_{name}").mkdir()
+        save_file(kept, tmp_path / f"of_{name}" / "weights.safetensors")
+    published = ["experts.source='of_{task}'", "experts.reference={first: 50, second: 40, third: 80}"]
+    by = "experts.normalize_by=published"
+    outcome = succeed("merge_method=twin", *small, *published, by, "hydra.run.dir=job", folder=tmp_path)
+    assert not outcome.lines("fine-tune")
+    found, before = json.loads((tmp_path / "job/results.json").read_text()), results(swept / "sweep")["twin", "oracle"]
+    assert found["average_raw"] == before["average_raw"]
+    assert found["reference"] == PUBLISHED
+    for name, reference in (("first", 0.5), ("second", 0.4), ("third", 0.8)):
+        entry = found["tasks"][name]
+        assert (entry["reference"], entry["measured"]) == (reference, before["tasks"][name]["reference"])
+        assert entry["normalized"] == pytest.approx(100 * entry["raw"] / reference)
+        assert found["experts"][name]["raw"] == pytest.approx(100 * entry["measured"])
+    says = ["experts.labels.first", "text makes one"]
+    refused("merge_method=twin", *small, *published, "experts.labels={first: [a, b, c]}", folder=tmp_path, says=says)
 
 
 def test_what_makes_an_expert_new(small: list[str]):

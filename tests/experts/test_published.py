@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
+from twin_merging.compose import plan
 from twin_merging.config import Experts
 from twin_merging.errors import UserError
 from twin_merging.experts.published import class_outputs, reorder_outputs, source_of, split_revision
@@ -86,3 +87,13 @@ def test_reordered_outputs_are_the_old_ones_in_the_new_order(kind: str):
     after = model(input_ids=ids).logits
     torch.testing.assert_close(after, before[:, [2, 0, 1]])
     assert not torch.allclose(after, before)
+
+
+def test_the_published_experts_of_the_vision_suite_are_chosen_at_once():
+    (run,) = plan(["+exp=vision_clip_published", "experts.normalize_by=published"], multirun=False).jobs
+    assert len(run.tasks.names) == 8
+    found = {name: source_of(run.experts, name) for name in run.tasks.names}
+    assert found["stanford_cars"] == "tanganke/clip-vit-base-patch32_stanford-cars"
+    assert found["dtd"] == "tanganke/clip-vit-base-patch32_dtd"
+    assert set(run.experts.reference) == set(found)
+    assert sum(run.experts.reference.values()) / 8 == pytest.approx(90.34, abs=0.01)

@@ -87,6 +87,9 @@ def test_a_tag_of_open_clip_needs_its_repository_of_the_hub_and_random_weights_n
     pieces = {piece.key: piece for piece in needed(jobs(*given))}
     clip = pieces["model timm/vit_base_patch16_clip_224.openai"]
     assert clip.patterns == ("open_clip_config.json", "open_clip_model.safetensors")
+    named = "openai/clip-vit-base-patch32"  # whose files are transformers'
+    (model,) = [piece for piece in needed(jobs(*given, f"backbone.pretrained={named}")) if piece.weights]
+    assert {*clip.patterns, "config.json", "model.safetensors", "preprocessor_config.json"} < {*model.patterns}
     assert set(pieces) - {clip.key} == {piece.key for piece in needed(jobs(*given, "backbone.pretrained=null"))}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.model import resize_pos_embed
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from PIL.Image import Image
 from safetensors import SafetensorError
@@ -17,12 +18,16 @@ from torch import Tensor
 from transformers import CLIPImageProcessor
 
 from twin_merging import checkpoints
+from twin_merging.backbones.clip_experts import image_tower
 from twin_merging.backbones.clip_model import ClipClassifier, ClipConfig
+from twin_merging.backbones.clip_names import from_transformers
 from twin_merging.backbones.clip_source import SEED, Architecture, architecture_of
 from twin_merging.backbones.features import Features, Head
 from twin_merging.backbones.image_classifier import ImageClassifierBackbone
 from twin_merging.backbones.loading import load_model
+from twin_merging.backbones.sources import read_config
 from twin_merging.backbones.zero_shot import templates_of, zero_shot_head
+from twin_merging.checkpoints import Checkpoint
 from twin_merging.errors import UserError
 from twin_merging.tasks.base import Task
 
@@ -78,15 +83,24 @@ class ClipBackbone(ImageClassifierBackbone):
 
     def new_expert(self, task: Task, dropout: float | None = None) -> ClipClassifier:
         """θ₀ with the zero-shot head of ``task``, for fine-tuning."""
-        if task.kind != "single_label":
-            raise _no_classes(f"{task.name}, a {task.kind}")
         if dropout:
             raise UserError("CLIP has no dropout", key="finetune.backbone_dropout", found=dropout, expected="null or 0")
+        return self._with_head(self._zero_shot(task))
+
+    def foreign_expert(self, source: Path, task: Task) -> ClipClassifier | None:
+        if (source / "config.json").is_file() and read_config(source).get("model_type") == ClipConfig.model_type:
+            return None
+        resized = self.options.image_size is not None
+        tower = image_tower(source, self.architecture.model, self._start, resized)
+        return self._with_head(self._zero_shot(task), tower)
+
+    def _zero_shot(self, task: Task) -> Tensor:
+        """The head that text makes for ``task``, (classes, d)."""
+        if task.kind != "single_label":
+            raise _no_classes(f"{task.name}, a {task.kind}")
         templates = templates_of(task.name, self.options.templates)
         determined_by = {"templates": templates, "classes": list(task.class_names)}
-        return self._with_head(
-            self.remember("text head", task.name, determined_by, lambda: self._text_head(task, templates))
-        )
+        return self.remember("text head", task.name, determined_by, lambda: self._text_head(task, templates))
 
     def _text_head(self, task: Task, templates: Sequence[str]) -> Tensor:
         text = self.architecture.model["text_cfg"]
@@ -114,11 +128,11 @@ class ClipBackbone(ImageClassifierBackbone):
         config.num_labels = num_labels
         return config
 
-    def _with_head(self, weight: Tensor) -> ClipClassifier:
-        """θ₀ with this head, (classes, d)."""
+    def _with_head(self, weight: Tensor, tower: Mapping[str, Tensor] | None = None) -> ClipClassifier:
+        """θ₀, or another image encoder, with this head, (classes, d)."""
         with torch.device("meta"):
             model: Any = ClipClassifier(self._config(len(weight)))
-        start = {f"encoder.visual.{name}": tensor.clone() for name, tensor in self._start.items()}
+        start = {f"encoder.visual.{name}": tensor.clone() for name, tensor in (tower or self._start).items()}
         model.load_state_dict({**start, "head.weight": weight.clone()}, assign=True)
         return model.to(self.device)
 
@@ -139,7 +153,11 @@ class ClipBackbone(ImageClassifierBackbone):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(SEED)
                 whole = kind(**model)
-            if weights is not None:
+            if weights is not None and weights.is_dir():
+                state = from_transformers(Checkpoint(weights))
+                resize_pos_embed(state, whole)
+                whole.load_state_dict(state)
+            elif weights is not None:
                 open_clip.load_checkpoint(whole, str(weights))
         except (OSError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from twin_merging.backbones import clip_transformers
 from twin_merging.backbones.sources import ASSET, Source, locate
 from twin_merging.config import Clip
 from twin_merging.errors import UserError, unknown
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
-"""What open_clip's hub repositories hold, and a folder has to."""
+"""What open_clip's hub repositories hold, and a folder has to unless it is one of transformers'."""
 SEED = 0
 """Of random weights."""
 
@@ -24,7 +25,7 @@ class Architecture(NamedTuple):
     Args:
         model: the arguments of ``open_clip.CLIP``.
         preprocess: how images are resized, cut and scaled, where it is not open_clip's usual way.
-        weights: None for random ones.
+        weights: open_clip's file, or a folder of transformers'; None for random ones.
     """
 
     model: dict[str, Any]
@@ -62,6 +63,12 @@ def repository(options: Clip) -> str | None:
     return name
 
 
+def files_of(options: Clip) -> tuple[str, ...]:
+    """Of the repository: a tag's has open_clip's files, one that is named by itself may have transformers'."""
+    named = options.pretrained is not None and is_place(options.pretrained)
+    return (*FILES, *clip_transformers.FILES) if named else FILES
+
+
 def locate_clip(options: Clip, asset_folder: Path, mirror: Path | None) -> Source:
     """The model's folder, fetched if need be, and what identifies θ₀; random weights are identified by model and seed.
 
@@ -72,7 +79,7 @@ def locate_clip(options: Clip, asset_folder: Path, mirror: Path | None) -> Sourc
     if place is None:
         source = Source(Path(), {"random": options.model, "seed": SEED})
     else:
-        source = locate(place, options.revision, asset_folder, patterns=FILES, mirror=mirror)
+        source = locate(place, options.revision, asset_folder, patterns=files_of(options), mirror=mirror)
     architecture_of(options, source.folder)
     told = {"model": options.model} if place is not None and place != options.pretrained else {}
     resized = {} if options.image_size is None else {"image_size": options.image_size}
@@ -89,11 +96,11 @@ def architecture_of(options: Clip, folder: Path) -> Architecture:
     if options.pretrained is None:
         model = _known(options.model)
     elif is_place(options.pretrained):
-        model, preprocess = _read(folder / CONFIG)
+        model, preprocess = _read(folder)
     else:
         model, preprocess = _known(options.model), _tag(options)
         model["quick_gelu"] = preprocess.get("quick_gelu", False)
-    _check(model, preprocess, str(folder / CONFIG) if options.pretrained and is_place(options.pretrained) else None)
+    _check(model, preprocess, str(folder) if options.pretrained and is_place(options.pretrained) else None)
     vision = model["vision_cfg"]
     if options.image_size is not None:
         if options.image_size < vision["patch_size"]:
@@ -103,6 +110,8 @@ def architecture_of(options: Clip, folder: Path) -> Architecture:
         vision["image_size"] = options.image_size
     if options.pretrained is None:
         return Architecture(model, preprocess, None)
+    if not (folder / CONFIG).is_file() and clip_transformers.is_whole(folder):
+        return Architecture(model, preprocess, folder)
     if not (folder / WEIGHTS).is_file():
         raise UserError(
             "no weights of open_clip's", key="backbone.pretrained", found=folder, expected=" and ".join(FILES)
@@ -137,15 +146,18 @@ def _tag(options: Clip) -> dict[str, Any]:
     return found
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Model and preprocessing of an open_clip_config.json."""
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Model and preprocessing of an open_clip_config.json, or of transformers' files."""
+    path = folder / CONFIG
+    if not path.is_file() and clip_transformers.is_whole(folder):
+        return clip_transformers.architecture(folder)
     try:
         content = json.loads(path.read_text())
         return content["model_cfg"], content.get("preprocess_cfg", {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"cannot be read ({error})", key=str(path), expected='{"model_cfg": {...}, "preprocess_cfg": {...}}',
-            hint="backbone=clip_vit_b32 reads models in open_clip's form; others in transformers' are backbone=dinov2_small's",
+            hint="or config.json of transformers' CLIPModel; image encoders that are not CLIP's are backbone=dinov2_small's",
         ) from error  # fmt: skip
 
 

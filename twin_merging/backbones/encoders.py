@@ -118,6 +118,14 @@ class EncoderBackbone(ABC):
         changed = {} if dropout is None else self._all_dropouts(dropout)
         return self.load(self.folder, task.num_labels, task.kind == "regression", new_head=True, **changed)
 
+    def foreign_expert(self, source: Path, task: Task) -> PreTrainedModel | None:
+        """An expert in a form that the architecture's classifier does not load, with a head made for ``task``; None of one in its own.
+
+        Raises:
+            UserError: if it cannot be read, or is of another architecture than the base's.
+        """
+        return None
+
     def _all_dropouts(self, value: float) -> dict[str, float]:
         """Architectures name these settings differently, but all of them dropout."""
         settings = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.options.trust_remote_code).to_dict()

@@ -33,11 +33,12 @@ class Source:
 
 def locate(
     pretrained: str, revision: str | None, asset_folder: Path, key: str = "backbone.pretrained",
-    patterns: Sequence[str] = HASHED, mirror: Path | None = None,
+    patterns: Sequence[str] = HASHED, mirror: Path | None = None, bare: bool = False,
 ) -> Source:  # fmt: skip
     """Find weights, fetching them if they are an asset or on the hub, from where files of these ``patterns`` come.
 
-    With a ``mirror`` nothing is fetched: what is neither in it nor a folder is missing.
+    With a ``mirror`` nothing is fetched: what is neither in it nor a folder is missing. A ``bare`` folder has weights and
+    need not have a configuration.
 
     Raises:
         UserError: if there is no such asset, folder or hub repository, or it cannot be reached.
@@ -47,11 +48,13 @@ def locate(
         return Source(assets.model_folder(name, asset_folder), {"asset": name, "sha256": assets.identity(name)})
     if mirror is not None and (mirrored := find_model(mirror, pretrained, revision)) is not None:
         place, commit = mirrored
-        identity = {"hub": pretrained, "commit": commit} if commit else {"files": _fingerprint(place, key, patterns)}
+        identity = (
+            {"hub": pretrained, "commit": commit} if commit else {"files": _fingerprint(place, key, patterns, bare)}
+        )
         return Source(place, identity)
     folder = Path(pretrained).expanduser()
     if folder.is_dir():
-        return Source(folder, {"files": _fingerprint(folder, key, patterns)})
+        return Source(folder, {"files": _fingerprint(folder, key, patterns, bare)})
     if folder.is_absolute() or pretrained.startswith(".") or pretrained.count("/") > 1:
         raise UserError(
             "no such folder", key=key, found=pretrained, expected="a folder with config.json and safetensors weights"
@@ -127,9 +130,10 @@ def _shapes(file: Path) -> list[list[int]]:
     return [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
 
 
-def _fingerprint(folder: Path, key: str, patterns: Sequence[str]) -> dict[str, str]:
+def _fingerprint(folder: Path, key: str, patterns: Sequence[str], bare: bool = False) -> dict[str, str]:
     files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
-    if not any((folder / name).is_file() for name in CONFIGS):
+    enough = CONFIGS if not bare else [*CONFIGS, *(file.name for file in files if file.suffix == ".safetensors")]
+    if not any((folder / name).is_file() for name in enough):
         raise UserError(
             "no model in this folder", key=key, found=folder, expected="config.json and safetensors weights"
         )

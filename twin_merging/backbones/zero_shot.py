@@ -28,7 +28,7 @@ def templates_of(task: str, given: Mapping[str, Sequence[str]] | None = None) ->
     Raises:
         UserError: if one has no place for the class.
     """
-    found = list((given or {}).get(task, _published().get(task, DEFAULT)))
+    found = list((given or {}).get(task, published().get(task, DEFAULT)))
     if not found or any("{}" not in sentence for sentence in found):
         raise UserError(
             "a sentence has no place for the class", key=f"backbone.templates.{task}", found=found, expected="such as 'a photo of a {}.'"
@@ -84,5 +84,6 @@ def _shorter(model: open_clip.CLIP, length: int) -> open_clip.CLIP:
 
 
 @cache
-def _published() -> dict[str, list[str]]:
+def published() -> dict[str, list[str]]:
+    """CLIP's own sentences by task."""
     return yaml.safe_load(TEMPLATES.read_text())

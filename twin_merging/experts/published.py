@@ -32,10 +32,10 @@ def split_revision(given: str) -> tuple[str, str | None]:
     return name, revision or None
 
 
-def located(given: str, asset_folder: Path, key: str, mirror: Path | None = None) -> Source:
-    """The expert's weights; see ``locate`` for what it raises."""
+def located(given: str, asset_folder: Path, key: str, mirror: Path | None = None, bare: bool = False) -> Source:
+    """The expert's weights; see ``locate`` for what it raises, and what is ``bare``."""
     name, revision = split_revision(given)
-    return locate(name, revision, asset_folder, key, mirror=mirror)
+    return locate(name, revision, asset_folder, key, mirror=mirror, bare=bare)
 
 
 def class_outputs(config: Mapping[str, Any], task: Task, given: Sequence[str] | None, where: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twin_merging import assets
-from twin_merging.backbones.clip_source import FILES, repository
+from twin_merging.backbones.clip_source import files_of, repository
 from twin_merging.backbones.sources import ASSET, HASHED, patterns_of
 from twin_merging.config import Clip, RunConfig, task_sources
 from twin_merging.errors import UserError, unknown
@@ -81,7 +81,7 @@ def _backbone(options: Any) -> list[Piece]:
     if not isinstance(options, Clip):
         return [_model(options.pretrained, options.revision, patterns_of(options.trust_remote_code))]
     place = repository(options)
-    return [] if place is None else [_model(place, options.revision, FILES)]
+    return [] if place is None else [_model(place, options.revision, files_of(options))]
 
 
 def _model(name: str, revision: str | None, patterns: tuple[str, ...] = HASHED) -> Piece:

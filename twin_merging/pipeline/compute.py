@@ -13,17 +13,15 @@ from torch import Tensor
 
 from twin_merging import checkpoints, parameters
 from twin_merging.backbones.features import Features
-from twin_merging.backbones.sources import Source, read_config
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import GroupWise, finetunings, inferences, merge_methods, routers
 from twin_merging.dynamic.grouping import group_means
 from twin_merging.dynamic.plan import explanation
-from twin_merging.errors import UserError, unknown
+from twin_merging.errors import unknown
 from twin_merging.evaluation.heads import oracle_answers
 from twin_merging.evaluation.metrics import metrics
 from twin_merging.evaluation.scoring import average_normalized, normalized
 from twin_merging.evaluation.selection import choose, refuse_test
-from twin_merging.experts.published import class_outputs, reorder_outputs
 from twin_merging.merging.apply import merge
 from twin_merging.merging.method import kind_of
 from twin_merging.pipeline.artefacts import (
@@ -89,28 +87,6 @@ def expert(stages: Stages, name: str, folder: Path, scratch: Path) -> None:
     refuse_test(f"epoch of {name}", [task], VALIDATION)
     options = tuning_of(stages.run.finetune, name)
     fine_tune(backbone_of(stages), task, options, stages.run.training_seed, folder, scratch)
-
-
-def imported_expert(stages: Stages, name: str, source: Source, folder: Path, scratch: Path) -> None:
-    """Load a published expert, check that it is this backbone's, and save it as our own are saved."""
-    from twin_merging.experts.fine_tuning import save_expert
-
-    backbone, task = backbone_of(stages), task_of(stages, name)
-    known = stages.get(stages.base).json("base.json")
-    found = read_config(source.folder).get("model_type")
-    if found != known["model_type"]:
-        raise UserError(
-            "an expert of another architecture than the base's", key=str(source.folder), found=found, expected=known["model_type"],
-            hint="experts.source and backbone.pretrained must be of one architecture",
-        )  # fmt: skip
-    model = backbone.load(source.folder, task.num_labels, task.kind == "regression")
-    encoder = backbone.encoder(model).state_dict()
-    checkpoints.check(encoder, read_all(base_weights(stages)), str(source.folder))
-    backbone.check_head_reads_first_token(model)
-    given = (stages.run.experts.labels or {}).get(name)
-    outputs = class_outputs(read_config(source.folder), task, given, str(source.folder))
-    reorder_outputs(model, outputs["order"])
-    save_expert(backbone, model, task, {"source": source.identity, "outputs": outputs}, folder)
 
 
 # --- merging ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from twin_merging.config import finetunings
+from twin_merging.config import Clip, finetunings
 from twin_merging.experts.published import located
 from twin_merging.pipeline.stage import Stage, by
 from twin_merging.validation import to_plain
@@ -43,7 +43,9 @@ def imported(stages: Stages, name: str, where: str) -> Stage:
     """
     experts = stages.run.experts
     key = f"experts.sources.{name}" if name in (experts.sources or {}) else "experts.source"
-    source = located(where, stages.asset_folder, key, stages.mirror)
-    options = {"source": source.identity, "labels": (experts.labels or {}).get(name)}
-    load = by("compute", "imported_expert", stages, name, source)
+    bare = isinstance(stages.run.backbone, Clip)  # of which image encoders are published, and text makes the heads
+    source = located(where, stages.asset_folder, key, stages.mirror, bare)
+    labels = (experts.labels or {}).get(name)
+    options = {"source": source.identity, "labels": labels, **stages.heads_from(name)}
+    load = by("imported", "imported_expert", stages, name, source)
     return Stage("expert", f"{name} from {where}", options, (stages.base, stages.data(name)), load, version=2)

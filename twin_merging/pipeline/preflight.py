@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from twin_merging import assets
 from twin_merging.backbones.clip_source import size_of
@@ -89,14 +90,24 @@ def _size(stages: Graph) -> _Size:
 def _check_names(stages: Graph) -> None:
     """Raise a UserError if a key that is set by task names one that there is not. Tasks that are left out may be named."""
     known = stages.task_source.known()
+    named = {*known, *_published_tasks(stages.run.backbone)}
     by_task = {f"experts.{key}": getattr(stages.run.experts, key) for key in ("sources", "labels", "reference")}
     by_task |= {f"tasks.{key}": getattr(stages.run.tasks, key, None) for key in ("train_rows", "parts", "learn")}
     by_task["backbone.templates"] = getattr(stages.run.backbone, "templates", None)
     by_task |= {f"finetune.{key}": getattr(stages.run.finetune, key, None) for key in ("task_targets", "task_epochs")}
     for key, given in by_task.items():
         for name in given or {}:
-            if name not in known:
+            if name not in named:
                 raise unknown(key, name, known, "task")
+
+
+def _published_tasks(backbone: Any) -> Iterable[str]:
+    """Tasks that an experiment may say something of though they are not here: those that CLIP was published with."""
+    if not isinstance(backbone, Clip):
+        return ()
+    from twin_merging.backbones.zero_shot import published
+
+    return published()
 
 
 def _check_parameters(stages: Graph, weights: Path) -> None:
