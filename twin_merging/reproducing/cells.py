@@ -106,7 +106,7 @@ def plan_item(item: Item, suite: str | None, given: Sequence[str], seeds: Sequen
         count = row.at.get("count")
         if count is not None and count > len(names):
             continue
-        own = [text.replace("{names}", f"[{','.join(names[:count])}]") for text in row.cell]
+        own = [text.replace("{names}", f"[{','.join(names[:count])}]") for text in row.cell_on(suite)]
         once = row.deterministic and first.experts.seed is not None
         for seed in repeated[:1] if once else repeated:
             wanted.append((row, seed, [*common, *given, *own, f"seed={seed}"]))

@@ -27,7 +27,7 @@ def routing_of(figure: Figure, plan: Plan, results: Results) -> None:
             routing = result["routing"]
             names = routing["task_names"]
             weights = routing["mean_weights"][names.index(task)] if task in names else routing["unseen"][task]
-            rows.append((row.head, dict(zip(names, weights, strict=True))))
+            rows.append((row.head_on(plan.suite), dict(zip(names, weights, strict=True))))
     _weights(figure, plan, rows, f"mean routing weight on {plan.item.task_heads.get(task, task)} rows, by expert")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,14 @@ Number = float | str
 
 
 @dataclass(frozen=True)
+class Variant:
+    """How a row is computed on one suite: ``cell`` in place of the row's own, which its name there ``says``."""
+
+    says: str
+    cell: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Row:
     """One method or one point: the overrides that compute it and what the paper prints for it.
 
@@ -24,6 +32,7 @@ class Row:
         paper: column -> the number as printed.
         deterministic: no seed changes it once the experts are given, so that one seed is enough.
         at: where it stands in a figure: ``for``'s values, and what the file says itself.
+        by_suite: how it is computed on other suites, by their names.
     """
 
     head: str
@@ -31,6 +40,15 @@ class Row:
     paper: dict[str, Number] = field(default_factory=dict)
     deterministic: bool = False
     at: dict[str, Any] = field(default_factory=dict)
+    by_suite: dict[str, Variant] = field(default_factory=dict)
+
+    def cell_on(self, suite: str) -> tuple[str, ...]:
+        """The overrides that compute it on a suite."""
+        return self.by_suite[suite].cell if suite in self.by_suite else self.cell
+
+    def head_on(self, suite: str) -> str:
+        """Its name on a suite."""
+        return f"{self.head}, {self.by_suite[suite].says}" if suite in self.by_suite else self.head
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,7 @@ class Column:
     Args:
         scale: what ours is multiplied with to be in ``unit``.
         decimals: how many ours has.
+        on_gpu: whether it is of results that CUDA computed or of the others, where 0 is nothing measured; None: of all.
     """
 
     key: str
@@ -49,6 +68,7 @@ class Column:
     unit: str = ""
     scale: float = 1.0
     decimals: int = 1
+    on_gpu: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +154,7 @@ def load_item(name: str, folder: Path = EXPERIMENTS) -> Item:
 def _item(name: str, content: Any, path: Path) -> Item:
     if not isinstance(content, dict):
         raise UserError("not an item", key=str(path), found=type(content).__name__, expected="keys and values")
-    rows = [row for given in _list(content, "rows", path) for row in _expanded(_typed(Row, given, f"{path}: rows"))]
+    rows = [row for given in _list(content, "rows", path) for row in _expanded(_row(given, f"{path}: rows"))]
     parts = {
         "rows": rows,
         "columns": [_typed(Column, given, f"{path}: columns") for given in content.get("columns") or []],
@@ -143,6 +163,16 @@ def _item(name: str, content: Any, path: Path) -> Item:
     item = _typed(Item, {**content, **parts, "name": name}, str(path))
     _check(item, path)
     return item
+
+
+def _row(given: Any, where: str) -> Row:
+    row = _typed(Row, given, where)
+    if not isinstance(row.by_suite, dict):
+        raise UserError(
+            "not a mapping", key=f"{where}: {row.head}: by_suite", found=row.by_suite, expected="SUITE: {says, cell}"
+        )
+    own = {suite: _typed(Variant, each, f"{where}: {row.head}: {suite}") for suite, each in row.by_suite.items()}
+    return replace(row, by_suite=own)
 
 
 def _check(item: Item, path: Path) -> None:
@@ -175,9 +205,7 @@ def _expanded(row: Row) -> list[Row]:
     made = []
     for values in product(*axes.values()):
         at = {**given, **dict(zip(axes, values, strict=True))}
-        made.append(
-            Row(_filled(row.head, at), tuple(_filled(c, at) for c in row.cell), row.paper, row.deterministic, at)
-        )
+        made.append(replace(row, head=_filled(row.head, at), cell=tuple(_filled(text, at) for text in row.cell), at=at))
     return made
 
 

@@ -45,7 +45,7 @@ def draw(plan: Plan, results: Results) -> list[Path]:
         _DRAWINGS[plan.item.draw or ""](figure, plan, results)
         title = f"{name_of(plan.item)}: {plan.item.title}"
         top = figure.get_figheight()
-        words = fill(warning_of(plan) or f"suite {plan.suite}, {plan.backbone}", 110)
+        words = fill(warning_of(plan, results.values()) or f"suite {plan.suite}, {plan.backbone}", 110)
         above = 0.3 + 0.2 * len(words.splitlines())  # inches that the words take
         figure.text(0.5, TOP + above / top, fill(title, 90), ha="center", va="bottom", fontsize="large")
         figure.text(0.5, TOP + 0.25 / top, words, ha="center", va="bottom", **WARNING)
@@ -115,7 +115,7 @@ def task_groups(figure: Figure, plan: Plan, results: Results) -> None:
             errors.append((value.half_width if value else None) or 0.0)
         places = [place + (index - (len(rows) - 1) / 2) * width for place in range(len(plan.tasks))]
         axes.bar(
-            places, heights, width, label=row.head, facecolor=LINES[index % len(LINES)]["color"] if index else "white",
+            places, heights, width, label=row.head_on(plan.suite), facecolor=LINES[index % len(LINES)]["color"] if index else "white",
             hatch=HATCHES[index % len(HATCHES)], edgecolor="black", linewidth=0.5,
         )  # fmt: skip
         if any(errors):
@@ -189,7 +189,7 @@ def score_by_size(figure: Figure, plan: Plan, results: Results) -> None:
             continue
         size = max(sum(part["parameters"] for part in result["costs"]["stored"].values()) for result in found)
         axes.errorbar(
-            size / 1e6, score.mean, score.half_width or 0.0, label=row.head, capsize=2, markeredgecolor="black", markeredgewidth=0.5,
+            size / 1e6, score.mean, score.half_width or 0.0, label=row.head_on(plan.suite), capsize=2, markeredgecolor="black", markeredgewidth=0.5,
             **{**LINES[index % len(LINES)], "linestyle": "none"}
         )  # fmt: skip
     axes.set(
