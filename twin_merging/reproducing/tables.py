@@ -112,7 +112,7 @@ def _of_task(task: str, key: str) -> Callable[[dict[str, Any]], float | None]:
 
 def _of_job(column: ItemColumn) -> Callable[[dict[str, Any]], float | None]:
     def value(result: dict[str, Any]) -> float | None:
-        if column.on_gpu not in (None, result["provenance"]["device"].startswith("cuda")):
+        if column.on_gpu is not None and column.on_gpu != result["provenance"]["device"].startswith("cuda"):
             return None
         if column.value == "raw":
             return fmean(in_percent(result["tasks"][name], "raw") or 0.0 for name in column.tasks or result["tasks"])
