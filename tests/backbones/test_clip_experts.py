@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_clip import MODEL, PREPROCESS, backbone_of, save_clip, save_in_transformers_form
 from tiny_images import colour_task
-from transformers import CLIPForImageClassification, CLIPModel, CLIPVisionModel
+from transformers import CLIPConfig, CLIPForImageClassification, CLIPModel, CLIPVisionModel
 
 from twin_merging.backbones.clip import ClipBackbone
+from twin_merging.backbones.clip_names import from_transformers
 from twin_merging.backbones.clip_source import CONFIG, WEIGHTS, architecture_of, files_of, locate_clip, size_of
 from twin_merging.config import Clip
 from twin_merging.errors import UserError
@@ -102,6 +103,15 @@ def test_images_that_are_resized_in_another_way_are_refused(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "resample": 1}))
     with pytest.raises(UserError, match="cannot be read"):
         architecture_of(Clip(pretrained=str(tmp_path)), tmp_path)
+
+
+def test_openais_b32_has_the_same_tensors_in_both_forms():
+    """By its real configuration, without numbers."""
+    with torch.device("meta"):
+        theirs, ours = CLIPModel(CLIPConfig()), open_clip.CLIP(**open_clip.get_model_config("ViT-B-32"))
+    found = {name: tensor.shape for name, tensor in from_transformers(theirs.state_dict()).items()}
+    assert found == {name: tensor.shape for name, tensor in ours.state_dict().items()}
+    assert len(found) > 300
 
 
 # --- image encoders of transformers -----------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def class_and_positions(module: nn.Module, states: Tensor, gradient: Tensor, tot
     totals["positions"] += squares
 
 
-def _convolution(module: nn.Conv2d, states: Tensor, gradient: Tensor, totals: Totals) -> None:
+def _convolution(module: Any, states: Tensor, gradient: Tensor, totals: Totals) -> None:
     """A convolution is a linear layer of the patches that it sees."""
     patches = functional.unfold(states, module.kernel_size, module.dilation, module.padding, module.stride)
     flat = {name: total.flatten(1) if name == "weight" else total for name, total in totals.items()}

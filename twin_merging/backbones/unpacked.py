@@ -110,8 +110,8 @@ def _attend(
     assert query is key is value, "attention of tokens to each other"
     assert attention.batch_first
     assert not need_weights
-    parts = [part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in packed(query).chunk(3, -1)]
-    mixed = functional.scaled_dot_product_attention(*parts, attn_mask=attn_mask)
+    q, k, v = (part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in packed(query).chunk(3, -1))
+    mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
     return attention.out_proj(mixed.transpose(1, 2).flatten(2)), None
 
 
