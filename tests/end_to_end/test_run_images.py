@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from backbones.tiny_images import save_colours, save_encoder
 from commands import refused, results, succeed
+from looks import check_looks
 
 from twin_merging.config import merge_methods
 
@@ -45,6 +46,11 @@ def test_every_method_runs_on_images(data: Path, encoder: Path, tmp_path: Path):
         assert set(result["tasks"]) == {"a", "b"}, name
     assert all(task["raw"] > 0.9 for task in found["finetuned"]["tasks"].values())
     assert found["twin"]["average_normalized"] > 60
+    jobs = [path.parent for path in (tmp_path / "sweep").rglob("results.json")]
+    routed = {job.name: examples for job in jobs if (examples := check_looks(job))}
+    assert len(routed) == 2  # twin and emr
+    assert all(not any(each["answer"] is None for each in examples) for examples in routed.values())
+    assert outcome.lines("answers:", "JOB/figures")
     rows = found["twin"]["provenance"]["data"]["b"]["rows"]
     assert (rows["used"]["train"], rows["corrupt"]["train"]) == (47, 1)
 
@@ -63,6 +69,7 @@ def test_an_unknown_task_is_found_among_images(data: Path, encoder: Path, tmp_pa
     succeed(*job(data, encoder), "merge_method=twin", "evaluation=task_unknown", "hydra.sweep.dir=run", folder=tmp_path)
     (result,) = results(tmp_path / "run").values()
     assert result["task_unknown"]
+    assert len(check_looks(*(path.parent for path in (tmp_path / "run").rglob("results.json")))) >= 10
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 TASKS = {
     "rotten_tomatoes": "accuracy",
@@ -13,6 +17,13 @@ TASKS = {
     "election-tweets-2016": "accuracy",
     "vader_tweets": "pearson",
 }
+
+
+def is_drawn(path: Path) -> bool:
+    """Whether there is ink on the picture, and none at its edge, where it would be cut."""
+    pixels = np.asarray(Image.open(path).convert("L"), dtype=float)
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return pixels.std() > 10 and bool((edge == 255).all())
 
 
 def make_result(

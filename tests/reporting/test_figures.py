@@ -1,17 +1,8 @@
-import numpy as np
 import pytest
-from PIL import Image
-from synthetic import TASKS, make_result, make_results
+from synthetic import TASKS, is_drawn, make_result, make_results
 
 from twin_merging.reporting.figures import routing_heatmap, task_bars
 from twin_merging.reporting.tables import OFFLINE_WARNING
-
-
-def is_drawn(path) -> bool:
-    """Whether there is ink on the picture, and none at its edge, where it would be cut."""
-    pixels = np.asarray(Image.open(path).convert("L"), dtype=float)
-    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    return pixels.std() > 10 and bool((edge == 255).all())
 
 
 def test_there_is_a_chart_a_task_and_one_of_the_average(tmp_path):

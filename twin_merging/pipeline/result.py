@@ -27,6 +27,7 @@ from twin_merging.pipeline.artefacts import (
 from twin_merging.pipeline.costs import BEFORE_MERGING, costs_of, spent
 from twin_merging.pipeline.data_methods import answering_heads
 from twin_merging.pipeline.graph import Graph
+from twin_merging.pipeline.looks import save_looks
 from twin_merging.pipeline.stage import Stage, upstream
 from twin_merging.pipeline.stages import Stages
 from twin_merging.pipeline.unseen import unseen_heads, unseen_references
@@ -34,7 +35,7 @@ from twin_merging.tasks.base import Task
 
 
 def result(stages: Stages, folder: Path, scratch: Path) -> None:
-    """The part of results.json that does not depend on when and where the job ran."""
+    """The part of results.json that does not depend on when and where the job ran, and what it keeps to be looked at."""
     merged, heads, run = tasks_of(stages), heads_of(stages), stages.run
     tasks = evaluated_of(stages)
     unseen = tasks[len(merged) :]
@@ -43,7 +44,7 @@ def result(stages: Stages, folder: Path, scratch: Path) -> None:
     strange = unseen_heads(stages)
     answering: dict[str, Answer] = {**answering_heads(stages, heads), **strange}
     references = unseen_references(stages, unseen)
-    score, entries = evaluations[run.evaluation.name].load(), {}
+    score, entries, given = evaluations[run.evaluation.name].load(), {}, {}
     for index, task in enumerate(tasks):
         if index < len(merged):
             references[task.name] = features_of(stages, stages.encoded_by_expert(index), [task])[task.name]
@@ -53,6 +54,7 @@ def result(stages: Stages, folder: Path, scratch: Path) -> None:
         else:
             assert weights is not None
             answers = routed_answers(task, features[task.name], answering, weights[task.name].argmax(-1), merged)
+        given[task.name] = answers
         entries[task.name] = score(
             task, answers, None if reference is None else oracle_answers(task, reference, {**heads, **strange})
         )
@@ -68,6 +70,7 @@ def result(stages: Stages, folder: Path, scratch: Path) -> None:
         **spent_stages(stages, [*stages.answered(run.evaluation.heads), *stages.routing, *stages.learned]),
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(record, indent=1))
+    save_looks(folder, tasks, given, weights, stages.names)
 
 
 def answered_features(stages: Stages, tasks: list[Task], heads: str) -> dict[str, Features]:

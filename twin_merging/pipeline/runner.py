@@ -1,4 +1,4 @@
-"""One job: its stages through the cache, then results.json, the tracker, and a picture of the routing."""
+"""One job: its stages through the cache, then results.json, the tracker, and its own pictures."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from twin_merging.pipeline.stages import Stages
 from twin_merging.pipeline.sweep import is_of_sweep, job_identity, turn
 from twin_merging.progress import format_seconds
 from twin_merging.registry import load_plugins
+from twin_merging.reporting.looks import EXAMPLES, LOOKS, draw_looks
 from twin_merging.reporting.results import RESULTS, SCHEMA_VERSION, read, write, write_failure
 from twin_merging.settings import settled
 from twin_merging.trackers import redact
@@ -114,6 +115,9 @@ def execute(run: RunConfig, folder: Path, overrides: list[str], chooses: bool = 
 
         results["validation"] = stages.get(validated.stage(stages)).json(validated.RECORD)
     with full_disk_explained(folder, "paths.outputs"):
+        for name in LOOKS:
+            if name in result.files:
+                shutil.copyfile(result.path(name), folder / name)
         write(folder, results)
         _track(run, results, folder)
     for sentence in warnings(results["experts"], run.experts.tolerance):
@@ -203,4 +207,9 @@ def _track(run: RunConfig, results: dict[str, Any], folder: Path) -> None:
         for path in routing_heatmap(results, folder):
             if path.suffix == ".png":
                 tracker.image("routing", path)
+    for path in draw_looks(results, folder):
+        if (
+            path.suffix == ".png" and path.stem != EXAMPLES
+        ):  # rows of a data set stay here: a tracker may send them away
+            tracker.image(path.stem, path)
     tracker.finish()

@@ -251,4 +251,4 @@ class Stages(Graph):
             "code": evaluations[self.run.evaluation.name].code_hash(),
         }
         label = f"{self.label}, {self.run.evaluation.heads} heads"
-        return Stage("result", label, options, inputs, by("result", "result", self), version=3)
+        return Stage("result", label, options, inputs, by("result", "result", self), version=4)

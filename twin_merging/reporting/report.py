@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 from twin_merging.errors import UserError
 from twin_merging.reporting.cost_tables import cost_table, write_cost_table
+from twin_merging.reporting.looks import CONFUSION, EXAMPLES, FIGURES, looks_of
 from twin_merging.reporting.methods import join_seeds
-from twin_merging.reporting.results import collect, collect_failures, job_folders
+from twin_merging.reporting.results import RESULTS, collect, collect_failures, job_folders
 from twin_merging.reporting.tables import Table, results_table, write_tables
 from twin_merging.reporting.unknown_tables import methods_of, unknown_tables, write_unknown_tables
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-FIGURES = "figures"
-
 
 @dataclass(frozen=True)
 class Report:
-    """What was found below ``folder`` and what was written there. ``table`` is None if every job failed; ``others`` follow it."""
+    """What was found below ``folder`` and what was written there. ``table`` is None if every job failed; ``others`` follow it.
+
+    ``looks`` are the pictures that each job of images drew of its own answers.
+    """
 
     folder: Path
     results: tuple[dict[str, Any], ...]
@@ -32,6 +34,7 @@ class Report:
     tables: tuple[Path, ...] = ()
     figures: tuple[Path, ...] = ()
     others: tuple[Table, ...] = ()
+    looks: tuple[Path, ...] = ()
 
 
 def report(folder: Path) -> Report:
@@ -51,9 +54,11 @@ def report(folder: Path) -> Report:
     tables = [*write_tables(table, folder), *write_unknown_tables(unknown, folder)]
     if costs is not None:
         tables += write_cost_table(costs, folder)
-    figures = _draw(results, job_folders(folder), folder / FIGURES)
+    jobs = job_folders(folder)
+    figures = _draw(results, jobs, folder / FIGURES)
+    looks = tuple(path for job in jobs for path in looks_of(job))
     others = (*([costs] if costs else []), *unknown.values())
-    return Report(folder, tuple(results), tuple(failures), table, tuple(tables), tuple(figures), others)
+    return Report(folder, tuple(results), tuple(failures), table, tuple(tables), tuple(figures), others, looks)
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -75,6 +80,10 @@ def print_report(report: Report, console: Console) -> None:
     if report.figures:
         count = sum(path.suffix == ".png" for path in report.figures)
         console.print(Text(f"figures: {report.folder / FIGURES}: {count} as PNG and SVG"))
+    if report.looks:
+        place = report.folder / (FIGURES if (report.folder / RESULTS).exists() else f"JOB/{FIGURES}")
+        routed = f", and {EXAMPLES} of routed images" if any(path.stem == EXAMPLES for path in report.looks) else ""
+        console.print(Text(f"answers: {place}: {CONFUSION}_TASK{routed}"))
 
 
 def _draw(results: Sequence[dict[str, Any]], jobs: Sequence[Path], folder: Path) -> list[Path]:
