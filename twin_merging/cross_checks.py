@@ -32,6 +32,8 @@ def check_references(run: RunConfig) -> None:
     Raises:
         UserError: for the first key that contradicts another one.
     """
+    if getattr(run.backbone, "pixels", None) is not None:
+        bytes_of(run.backbone.pixels, "backbone.pixels")
     check_domains(run)
     merged = _check_tasks(run)
     _check_experts(run)

@@ -65,6 +65,22 @@ def test_a_twin_that_keeps_all_is_its_experts(data: Path, encoder: Path, tmp_pat
     assert {name: task["raw"] for name, task in twin.items()} == {name: task["raw"] for name, task in experts.items()}
 
 
+def test_images_that_are_kept_decoded_change_no_score(data: Path, encoder: Path, tmp_path: Path):
+    found = []
+    for room in ("1GB", "null"):
+        given = [
+            "finetune.epochs=1",
+            f"backbone.pixels={room}",
+            f"paths.cache=cache_{room}",
+            f"hydra.sweep.dir=run_{room}",
+        ]
+        succeed(*job(data, encoder), *given, "merge_method=regmean", folder=tmp_path)
+        (result,) = results(tmp_path / f"run_{room}").values()
+        found.append(result["tasks"])
+        assert (tmp_path / f"cache_{room}" / "pixels").exists() == (room == "1GB")
+    assert found[0] == found[1]
+
+
 def test_an_unknown_task_is_found_among_images(data: Path, encoder: Path, tmp_path: Path):
     succeed(*job(data, encoder), "merge_method=twin", "evaluation=task_unknown", "hydra.sweep.dir=run", folder=tmp_path)
     (result,) = results(tmp_path / "run").values()

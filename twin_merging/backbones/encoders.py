@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,24 +21,14 @@ from twin_merging.backbones.blocks import states_at
 from twin_merging.backbones.features import Features, Head, head_input, router_input
 from twin_merging.backbones.loading import check_loaded, load_model
 from twin_merging.backbones.products import faster_products
+from twin_merging.backbones.rows import Inputs, Row, taken
 from twin_merging.errors import UserError
 from twin_merging.progress import progress
 from twin_merging.tasks.base import Task
 
-Row = dict[str, Any]
 Batch = dict[str, Tensor]
 Remember = Callable[[str, str, Any, Callable[[], Tensor]], Tensor]
 """Finds or makes a tensor: what it is and of which task, both for people; plain JSON that determines it besides θ₀; its maker."""
-
-
-class Inputs(Protocol):
-    """Rows as a model reads them, before they are put into a batch; ``lengths`` are their tokens."""
-
-    @property
-    def rows(self) -> Sequence[Row]: ...
-
-    @property
-    def lengths(self) -> list[int]: ...
 
 
 class EncoderBackbone(ABC):
@@ -80,8 +70,12 @@ class EncoderBackbone(ABC):
 
     def batch(self, inputs: Inputs, rows: Sequence[int]) -> Batch:
         """These rows side by side, on the backbone's device."""
-        together = self.collate([inputs.rows[row] for row in rows])
+        together = self.collate(taken(inputs.rows, rows))
         return {name: tensor.to(self.device) for name, tensor in together.items()}
+
+    def batches(self, inputs: Inputs, parts: Iterable[Sequence[int]]) -> Iterator[Batch]:
+        """``batch`` of each part, in their order."""
+        return (self.batch(inputs, rows) for rows in parts)
 
     def head_input(self, output: Any) -> Features:
         """Of an encoder's output what its heads read: on its device, with its gradient."""
@@ -186,9 +180,8 @@ class EncoderBackbone(ABC):
         order, parts = longest_first(inputs), []
         asked = {} if layer == -1 else {"output_hidden_states": True}
         with progress(label, len(order), "rows") as bar, faster_products(encoder, self.autocast, fixed=True):
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                batch = self.batch(inputs, rows)
+            chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+            for rows, batch in zip(chunks, self.batches(inputs, chunks), strict=True):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                     chosen = {} if weights is None else {"weights": weights[rows].to(self.device), "start": first_block}
                     run = partial(encoder, **batch, **chosen)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,28 +11,19 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from twin_merging.backbones.encoders import Batch, EncoderBackbone, Row
+from twin_merging.ahead import ahead, processors
+from twin_merging.backbones.encoders import Batch, EncoderBackbone
 from twin_merging.backbones.features import Features, head_input
+from twin_merging.backbones.pixels import PIXELS, Pixels
+from twin_merging.backbones.rows import Inputs, Row
 from twin_merging.errors import UserError
 from twin_merging.tasks.base import Task
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PIXELS, AT_ONCE = "pixel_values", 64
-
-
-class Pixels:
-    """Images of a split's rows as the model sees them, but for the scale of their numbers.
-
-    Args:
-        pixels: bytes, (rows, 3, S, S).
-        tokens: of an image.
-    """
-
-    def __init__(self, pixels: Tensor, tokens: int):
-        self.rows: list[Row] = [{PIXELS: image} for image in pixels]
-        self.lengths = [tokens] * len(pixels)
+AT_ONCE = 8  # images that one thread decodes before it gives them away
+AHEAD = 2  # batches in memory: one that the model works on, and one that is made meanwhile
 
 
 class ImageClassifierBackbone(EncoderBackbone):
@@ -75,18 +65,32 @@ class ImageClassifierBackbone(EncoderBackbone):
                 found=f"{task.name}, whose rows are texts",
                 expected="tasks=vision",
             )
-        from twin_merging.tasks.images import decode
-
-        images = task.images
+        images, kept = task.images, task.pixels
         keys = [texts[0] for texts in task.splits[split].texts]
         keys = keys if rows is None else [keys[row] for row in rows]
+        if kept is not None:
+            return Pixels(keys, self._tokens, lambda some: [kept[key] for key in some])
+        return Pixels(keys, self._tokens, lambda some: list(self.decoded(images, some)))
 
-        def pixels(some: list[str]) -> Tensor:
+    def decoded(self, images: Mapping[str, bytes], keys: Sequence[str]) -> Iterator[Tensor]:
+        """Images of these keys as the model sees them, bytes of (3, S, S), decoded by threads."""
+        from twin_merging.tasks.images import decode
+
+        def seen(some: Sequence[str]) -> Tensor:
             return self.pixels([decode(images[key]) for key in some])
 
-        with ThreadPoolExecutor() as pool:
-            parts = pool.map(pixels, [keys[start : start + AT_ONCE] for start in range(0, len(keys), AT_ONCE)])
-            return Pixels(torch.cat(list(parts)), self._tokens)
+        parts = [keys[start : start + AT_ONCE] for start in range(0, len(keys), AT_ONCE)]
+        for made in ahead(seen, parts, 2 * processors(), processors()):
+            yield from made
+
+    def batches(self, inputs: Inputs, parts: Iterable[Sequence[int]]) -> Iterator[Batch]:
+        """``batch`` of each part, in their order, one ahead of the model: 12 · S² bytes an image of ``AHEAD`` batches."""
+        return ahead(partial(self.batch, inputs), parts, AHEAD)
+
+    @cached_property
+    def side(self) -> int:
+        """S, of the square that the model sees, in pixels."""
+        return self._side(self.processor)
 
     def pixels(self, images: list[Image]) -> Tensor:
         """The bytes that the model sees of images, (n, 3, S, S)."""
@@ -101,10 +105,10 @@ class ImageClassifierBackbone(EncoderBackbone):
         return {PIXELS: (pixels.float() - mean) / deviation, **others}
 
     def example(self) -> Pixels:
-        size = self._side(self.processor)
         generator = torch.Generator().manual_seed(0)
-        pixels = torch.randint(0, 256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
-        return Pixels(pixels, self._tokens)
+        drawn = torch.randint(0, 256, (2, 3, self.side, self.side), generator=generator, dtype=torch.uint8)
+        images = dict(zip("ab", drawn, strict=True))
+        return Pixels("ab", self._tokens, lambda some: [images[key] for key in some])
 
     def save_reader(self, folder: Path) -> None:
         self.processor.save_pretrained(folder)
@@ -144,7 +148,7 @@ class ImageClassifierBackbone(EncoderBackbone):
     @cached_property
     def _tokens(self) -> int:
         """What an image is to the encoder: patches, and tokens of the model's own."""
-        side, config = self._side(self.processor), self._skeleton.config
+        side, config = self.side, self._skeleton.config
         patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
         return (side // patch) ** 2 + 1 + getattr(config, "num_register_tokens", 0)
 

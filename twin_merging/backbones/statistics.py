@@ -23,10 +23,10 @@ TURNED = " turned"
 def batches(backbone: EncoderBackbone, inputs: Inputs, batch_size: int, label: str) -> Iterator[tuple[list[int], Any]]:
     """(row numbers, padded batch on the backbone's device), batched by length."""
     order = longest_first(inputs)
+    parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     with progress(label, len(order), "rows") as bar:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            yield rows, backbone.batch(inputs, rows)
+        for rows, batch in zip(parts, backbone.batches(inputs, parts), strict=True):
+            yield rows, batch
             bar.advance(len(rows))
 
 

@@ -9,6 +9,9 @@ from twin_merging.config.domains import IMAGES
 from twin_merging.config.option import TINY, option
 from twin_merging.config.registries import backbones, finetunings, task_sources
 
+PIXELS = "16GB"
+"""SVHN's 99,289 images of 224 x 224 take up 15."""
+
 
 @dataclass
 class SequenceClassifier:
@@ -29,6 +32,10 @@ class ImageClassifier:
     pretrained: str = option("???", "asset:NAME, a folder, or a hub name")
     revision: str | None = option(None, "hub commit, branch or tag; a commit pins the weights")
     image_size: int | None = option(None, "side of the square that the model sees, in pixels; null: its own", low=8)
+    pixels: str | None = option(
+        PIXELS,
+        "disk that a task's images may take up decoded, for all passes; a larger task's are decoded anew; null: none",
+    )
     trust_remote_code: bool = option(False, "run modelling code that comes with the weights")
     domain: ClassVar[str] = IMAGES
 
@@ -42,6 +49,10 @@ class Clip:
     pretrained: str | None = option("openai", "a tag of open_clip's, a folder, or a hub name; null: random weights")
     revision: str | None = option(None, "hub commit, branch or tag; a commit pins the weights")
     image_size: int | None = option(None, "side of the square that the model sees, in pixels; null: its own", low=8)
+    pixels: str | None = option(
+        PIXELS,
+        "disk that a task's images may take up decoded, for all passes; a larger task's are decoded anew; null: none",
+    )
     templates: dict[str, list[str]] | None = option(
         None, "by task, sentences with {} for the class; of other tasks CLIP's own, or 'a photo of a {}.'"
     )

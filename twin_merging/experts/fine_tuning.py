@@ -13,8 +13,9 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from twin_merging.backbones.encoders import EncoderBackbone, Inputs
+from twin_merging.backbones.encoders import EncoderBackbone
 from twin_merging.backbones.products import faster_products
+from twin_merging.backbones.rows import Inputs, WithMore
 from twin_merging.config import FullFineTuning
 from twin_merging.evaluation.metrics import metrics
 from twin_merging.evaluation.selection import choose
@@ -81,13 +82,14 @@ class Fitted(NamedTuple):
 
 
 def fit(
-    backbone: Any, model: Any, rows: list[dict[str, Any]], held_out: list[dict[str, Any]],
+    backbone: Any, model: Any, rows: Any, held_out: Any,
     compute_metrics: Callable[[Any], dict[str, float]], options: Any, seed: int, scratch: Path, label: str,
     changed: Mapping[str, Any] | None = None, **parts: Any,
 ) -> Fitted:  # fmt: skip
     """Train in place on ``rows`` and leave the weights of the epoch whose ``score`` on ``held_out`` is best.
 
     Args:
+        rows: a list, or what makes a row when it is asked for.
         options: of fine-tuning, such as ``FullFineTuning``.
         changed: values of ``TrainingArguments`` that replace what follows from the options.
         parts: of the ``Trainer``, in place of the collator and the optimizer for an encoder with a head.
@@ -143,9 +145,9 @@ def predictions_of(logits, task: Task) -> list[int] | list[float]:
     return values.argmax(-1).tolist() if task.kind == "single_label" else values.flatten().tolist()
 
 
-def labelled(inputs: Inputs, task: Task, split: str) -> list[dict[str, Any]]:
+def labelled(inputs: Inputs, task: Task, split: str) -> WithMore:
     """A split's rows as the Trainer takes them: what the model reads, and ``labels``."""
-    return [{**row, "labels": label} for row, label in zip(inputs.rows, task.splits[split].labels, strict=True)]
+    return WithMore(inputs.rows, [{"labels": label} for label in task.splits[split].labels])
 
 
 def _with_head(backbone: EncoderBackbone, model: Any, options: FullFineTuning) -> dict[str, Any]:

@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import ConcatDataset
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from twin_merging.backbones.encoders import EncoderBackbone
 from twin_merging.backbones.features import Features, Head, head_input
+from twin_merging.backbones.rows import WithMore
 from twin_merging.config import FullFineTuning
 from twin_merging.evaluation.metrics import metrics
 from twin_merging.evaluation.selection import Choice, choose
-from twin_merging.experts.fine_tuning import fit, labelled, predictions_of
+from twin_merging.experts.fine_tuning import fit, predictions_of
 from twin_merging.tasks.base import TRAIN, VALIDATION, Task
 
 HEADS = "heads.safetensors"
@@ -107,9 +109,12 @@ def train_jointly(
     return encoder.state_dict(), own, choice
 
 
-def _union(backbone: EncoderBackbone, tasks: list[Task], split: str) -> list[dict[str, Any]]:
-    rows = [labelled(backbone.inputs(task, split), task, split) for task in tasks]
-    return [{**row, "labels": float(row["labels"]), "task": index} for index, mine in enumerate(rows) for row in mine]
+def _union(backbone: EncoderBackbone, tasks: list[Task], split: str) -> ConcatDataset:
+    parts: list[Any] = []
+    for index, task in enumerate(tasks):
+        more = [{"labels": float(label), "task": index} for label in task.splits[split].labels]
+        parts.append(WithMore(backbone.inputs(task, split).rows, more))
+    return ConcatDataset(parts)
 
 
 def _own(head: nn.Module) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import backbones, routers
 from twin_merging.merging.emr import task_vectors
 from twin_merging.pipeline.environment import resolve_device
+from twin_merging.pipeline.pixels import kept
 from twin_merging.pipeline.routing_stages import read, reads_tokens
 from twin_merging.pipeline.stage import Stage
 from twin_merging.pipeline.stages import ENCODER, Stages
@@ -60,7 +62,9 @@ def _one_backbone(name: str, options: str, folder: Path, device: torch.device, a
 
 
 def task_of(stages: Stages, name: str) -> Task:
-    return _read_task(stages.get(stages.data(name)).folder)
+    """A task, whose images are decoded in the cache if there is room for them."""
+    task = _read_task(stages.get(stages.data(name)).folder)
+    return task if task.images is None else replace(task, pixels=kept(stages, task, backbone_of(stages)))
 
 
 @lru_cache(maxsize=64)

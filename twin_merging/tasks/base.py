@@ -72,7 +72,8 @@ class Task:
     """A task ready for use: three disjoint splits in a seeded order.
 
     In every split the classes are evenly spread over the order, so that the first n rows are a stratified sample.
-    ``images`` has the encoded images by key; it is None for texts, and tasks are equal whatever it is.
+    ``images`` has the encoded images by key; it is None for texts. ``pixels`` has them decoded as a backbone sees them, where
+    they are kept so. Tasks are equal whatever these are.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Task:
     splits: dict[str, Split]
     provenance: dict[str, Any]
     images: Mapping[str, bytes] | None = field(default=None, compare=False, repr=False)
+    pixels: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     @property
     def num_labels(self) -> int:

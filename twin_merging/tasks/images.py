@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import io
 import mmap
-import os
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from twin_merging.ahead import ahead, processors
 from twin_merging.errors import UserError
 from twin_merging.progress import progress
 from twin_merging.tasks.base import Split, Task
@@ -196,28 +194,19 @@ def _too_many(task: Task, name: str, reasons: Mapping[str, str], most: float) ->
 
 def _corrupt(images: Mapping[str, bytes], keys: Collection[str], label: str) -> dict[str, str]:
     """Of the images of ``keys`` that cannot be decoded: why."""
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     reasons: dict[str, str] = {}
-    pending: deque[tuple[str, Future[Any]]] = deque()
-
-    def settle(most: int) -> None:
-        while len(pending) > most:
-            key, future = pending.popleft()
-            if reason := future.result():
+    with progress(label, len(keys), "images") as bar:
+        for key, reason in ahead(_reason, in_order(images, keys), AHEAD * processors(), processors()):
+            if reason:
                 reasons[key] = reason
             bar.advance()
-
-    with progress(label, len(keys), "images") as bar, ThreadPoolExecutor(workers) as pool:
-        for key, data in in_order(images, keys):
-            pending.append((key, pool.submit(_reason, data)))
-            settle(AHEAD * workers)
-        settle(0)
     return reasons
 
 
-def _reason(data: bytes) -> str | None:
+def _reason(image: tuple[str, bytes]) -> tuple[str, str | None]:
+    key, data = image
     try:
         decode(data)
     except CorruptImage as error:
-        return str(error)
-    return None
+        return key, str(error)
+    return key, None

@@ -1,0 +1,92 @@
+"""Images as a model sees them, but for the scale of their numbers: made when they are asked for, or read from one file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from twin_merging.backbones.rows import Row
+from twin_merging.errors import UserError
+
+PIXELS = "pixel_values"
+Make = Callable[[Sequence[str]], Sequence[Tensor]]
+
+
+class ImageRows(Sequence[Row]):
+    """Rows of one image each, of which none is in memory.
+
+    Args:
+        keys: of the images.
+        make: the images of some keys, bytes of (3, S, S).
+    """
+
+    def __init__(self, keys: Sequence[str], make: Make):
+        self.keys, self.make = keys, make
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, row):
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[Row]:
+        return [{PIXELS: image} for image in self.make([self.keys[row] for row in rows])]
+
+
+class Pixels:
+    """A split's images, each of so many ``tokens``."""
+
+    def __init__(self, keys: Sequence[str], tokens: int, make: Make):
+        self.rows = ImageRows(keys, make)
+        self.lengths = [tokens] * len(keys)
+
+
+class KeptPixels(Mapping[str, Tensor]):
+    """Images in one file, each of which is read anew when it is asked for: the system keeps in memory what there is room for.
+
+    Args:
+        path: bytes of (n, 3, S, S), as ``save_pixels`` wrote them.
+        keys: of the images, in the order of the file.
+        side: S.
+
+    Raises:
+        UserError: if the file is of another size, at once or when an image is read.
+    """
+
+    def __init__(self, path: Path, keys: Iterable[str], side: int):
+        self._index = {key: number for number, key in enumerate(keys)}
+        self._shape, self._bytes = (3, side, side), image_bytes(side)
+        self.path = path
+        self._check(path.stat().st_size, len(self._index) * self._bytes)
+
+    def __getitem__(self, key: str) -> Tensor:
+        image = torch.empty(self._shape, dtype=torch.uint8)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self._index[key] * self._bytes)
+            self._check(file.readinto(image.numpy().data), self._bytes)
+        return image
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def _check(self, found: int, expected: int) -> None:
+        if found != expected:
+            raise UserError("damaged or incomplete", key=str(self.path), found=f"{found} bytes", expected=expected)
+
+
+def image_bytes(side: int) -> int:
+    """What an image takes up."""
+    return 3 * side * side
+
+
+def save_pixels(images: Iterable[Tensor], path: Path) -> None:
+    """Write images, bytes of (3, S, S), one after the other."""
+    with path.open("wb") as file:
+        for image in images:
+            file.write(image.contiguous().numpy().data)
