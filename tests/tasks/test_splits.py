@@ -55,6 +55,14 @@ def test_official_test_stays_and_validation_never_comes_from_it():
     assert len(task.splits["train"]) == 40
 
 
+@pytest.mark.parametrize(("most", "count"), [(None, 10), (20, 10), (10, 10), (3, 3)])
+def test_validation_is_a_tenth_of_train_but_no_more_than_may_be_held_out(most: int | None, count: int):
+    raw = make_raw({"train": rows(100), "test": rows(30, "held out")})
+    assert len(prepare(raw, Rows(), None, 0, held_out=most).splits["validation"]) == count
+    assert len(prepare(raw, Rows(validation=40), None, 0, held_out=most).splits["validation"]) == 40
+    assert len(prepare(make_raw({"train": rows(100)}), Rows(), None, 0, held_out=1).splits["test"]) == 20
+
+
 def test_the_labels_follow_their_texts():
     raw = make_raw({"train": rows(60, ones=0.4)})
     label_of = dict(zip(raw.splits["train"].texts, raw.splits["train"].labels, strict=True))

@@ -400,7 +400,7 @@ def test_the_data_stage_leaves_out_what_cannot_be_decoded(tmp_path: Path):
     assert all(decode(data).size == (2, 2) for data in task.images.values())
 
 
-def test_the_share_of_corrupt_images_determines_the_data(tmp_path: Path):
+def test_corrupt_images_and_rows_held_out_determine_the_data(tmp_path: Path):
     write_task(tmp_path)
 
     def key(*overrides: str) -> str:
@@ -415,6 +415,7 @@ def test_the_share_of_corrupt_images_determines_the_data(tmp_path: Path):
         return Stages(run, Cache(tmp_path / "cache")).data("pets").key
 
     assert len({key(), key("tasks.corrupt=0.01"), key("tasks.corrupt=0.5")}) == 2
+    assert len({key(), key("tasks.held_out=null"), key("tasks.held_out=5")}) == 2
 
 
 def test_real_images(shared_data: Path, tmp_path: Path):

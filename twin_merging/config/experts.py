@@ -92,6 +92,13 @@ class VisionTasks(Tasks):
 
     name: str = "vision"
     corrupt: float = option(0.01, "share of a split's images that may be unreadable, and are left out", low=0, high=1)
+    held_out: int | None = option(
+        None, "rows of train, at most, that become validation rows where a source has none; null: a tenth of all", low=1
+    )
+    hub: str | None = option(
+        None,
+        "a folder of NAME.yaml files that describe more data sets of the hub, as tasks/hub_images of the package does",
+    )
     domain: ClassVar[str] = IMAGES
 
 

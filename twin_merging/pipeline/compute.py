@@ -62,7 +62,8 @@ def data(stages: Stages, name: str, folder: Path, scratch: Path) -> None:
     if raw.metric not in metrics:
         raise unknown(f"metric of task {name}", raw.metric, metrics, "metric")
     tasks = stages.run.tasks
-    task = prepare(raw, stages.rows(name), tasks.limit, tasks.split_seed, tasks.order)
+    held_out = getattr(tasks, "held_out", None)
+    task = prepare(raw, stages.rows(name), tasks.limit, tasks.split_seed, tasks.order, held_out)
     usable = without_corrupt(task, getattr(tasks, "corrupt", 0.0))
     before, left = (sum(map(len, each.splits.values())) for each in (task, usable))
     if left < before:

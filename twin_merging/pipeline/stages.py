@@ -75,6 +75,8 @@ class Stages(Graph):
         }  # fmt: skip
         if hasattr(self.run.tasks, "corrupt"):
             options["corrupt"] = self.run.tasks.corrupt
+        if getattr(self.run.tasks, "held_out", None) is not None:
+            options["held_out"] = self.run.tasks.held_out
         return Stage("data", name, options, (), by("compute", "data", self, name))
 
     def rows(self, name: str) -> Rows:

@@ -26,6 +26,16 @@ class Place(NamedTuple):
     row: int = 0
 
 
+class Columns(NamedTuple):
+    """What a parquet file calls an image and its label."""
+
+    image: str = IMAGE
+    label: str = LABEL
+
+
+PLAIN = Columns()
+
+
 class Row(NamedTuple):
     """An image with its label, and where in words the label was read."""
 
@@ -40,9 +50,13 @@ class SourceImages(PlacedImages):
 
     Iteration is in the order in which they were added, which is also the order to read them in: rows of a parquet file
     are reached by reading on from those before.
+
+    Args:
+        column: of images, in parquet files.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, column: str = IMAGE) -> None:
+        self._column = column
         self._places: dict[str, Place] = {}
         self._cursor: _Cursor | None = None
         self._lock = Lock()
@@ -74,17 +88,17 @@ class SourceImages(PlacedImages):
     def _row(self, place: Place) -> bytes:
         with self._lock:
             if self._cursor is None or not self._cursor.can_reach(place):
-                self._cursor = _Cursor(place)
+                self._cursor = _Cursor(place, self._column)
             return self._cursor.read(place.row)
 
 
 class _Cursor:
     """One batch of a row group, and those after it."""
 
-    def __init__(self, place: Place):
+    def __init__(self, place: Place, column: str):
         self.file, self.group, self.start = place.file, place.group, 0
         self._rows: list[Any] = []
-        self._batches = _batches(place.file, place.group or 0, [IMAGE])
+        self._batches = _batches(place.file, place.group or 0, [column])
 
     def can_reach(self, place: Place) -> bool:
         return (self.file, self.group) == (place.file, place.group) and place.row >= self.start
@@ -99,16 +113,16 @@ class _Cursor:
         return found["bytes"] if isinstance(found, dict) else found
 
 
-def parquet_rows(path: Path) -> Iterator[Row]:
-    """The rows of a parquet file with the columns ``image``, binary or {bytes, path}, and ``label``.
+def parquet_rows(path: Path, columns: Columns = PLAIN) -> Iterator[Row]:
+    """The rows of a parquet file with the ``columns`` of images, binary or {bytes, path}, and of labels.
 
     Raises:
         UserError: if it cannot be read, lacks a column, or a row has no image.
     """
     number = 0
-    for group in range(_checked(path).num_row_groups):
+    for group in range(_checked(path, columns).num_row_groups):
         row = 0
-        for images, labels in _batches(path, group, [IMAGE, LABEL]):
+        for images, labels in _batches(path, group, [*columns]):
             for image, label in zip(images, labels, strict=True):
                 where = f"{path}, row {number}"
                 file = _file_of(image, path, where)
@@ -118,13 +132,13 @@ def parquet_rows(path: Path) -> Iterator[Row]:
                 number, row = number + 1, row + 1
 
 
-def count_rows(path: Path) -> int:
+def count_rows(path: Path, columns: Columns = PLAIN) -> int:
     """How many rows a parquet file has.
 
     Raises:
         UserError: if it cannot be read or lacks a column.
     """
-    return _checked(path).num_rows
+    return _checked(path, columns).num_rows
 
 
 def files_beside(path: Path) -> list[Path]:
@@ -211,24 +225,27 @@ def _file_of(image: Any, parquet: Path, where: str) -> Path | None:
     return parquet.parent / name
 
 
-def _checked(path: Path):
+def _checked(path: Path, columns: Columns = PLAIN):
     """A parquet file's metadata, if it has the columns."""
     import pyarrow
 
     with _open(path) as file:
         about, schema = file.metadata, file.schema_arrow
-    for name in (IMAGE, LABEL):
+    for name in columns:
         if name not in schema.names:
             raise UserError(
                 "the file lacks a column", key=str(path), found=", ".join(schema.names), expected=name,
                 nearest=nearest(name, schema.names),
             )  # fmt: skip
-    kind = schema.field(IMAGE).type
+    kind = schema.field(columns.image).type
     fields = [kind.field(index) for index in range(kind.num_fields)] if pyarrow.types.is_struct(kind) else []
     inner = next((field.type for field in fields if field.name == "bytes"), kind)
     if not (pyarrow.types.is_binary(inner) or pyarrow.types.is_large_binary(inner)):
         raise UserError(
-            f'the column "{IMAGE}" has no images', key=str(path), found=kind, expected="binary, or {bytes, path}"
+            f'the column "{columns.image}" has no images',
+            key=str(path),
+            found=kind,
+            expected="binary, or {bytes, path}",
         )
     return about
 

@@ -14,7 +14,9 @@ from twin_merging.tasks.checks import check_not_empty, check_rows
 SHARES = {TEST: 0.2, VALIDATION: 0.1}  # of the training rows, where the source and the configuration name no number
 
 
-def prepare(raw: RawTask, rows: Rows, limit: int | None, seed: int, order: str = "seeded") -> Task:
+def prepare(
+    raw: RawTask, rows: Rows, limit: int | None, seed: int, order: str = "seeded", held_out: int | None = None
+) -> Task:
     """Clean a source's rows, cut the splits it lacks from train, and sample each down to what is asked.
 
     Two texts are the same if they agree after NFKC, case folding and single spacing. A text that carries two labels is
@@ -25,6 +27,7 @@ def prepare(raw: RawTask, rows: Rows, limit: int | None, seed: int, order: str =
 
     Args:
         order: of a split's rows, of which the first are taken: ``seeded``, which spreads each class evenly, or ``source``.
+        held_out: the most that a share of train is as a validation split.
 
     Raises:
         UserError: for an unusable row, an empty split, or a text that is in two splits.
@@ -38,7 +41,8 @@ def prepare(raw: RawTask, rows: Rows, limit: int | None, seed: int, order: str =
     origin = dict(raw.provenance["splits"])
     for name in (TEST, VALIDATION):
         if name not in splits:
-            count = getattr(rows, name) or max(1, round(SHARES[name] * len(splits[TRAIN])))
+            share = max(1, round(SHARES[name] * len(splits[TRAIN])))
+            count = getattr(rows, name) or (min(share, held_out or share) if name == VALIDATION else share)
             splits[name], splits[TRAIN] = _cut(raw, splits[TRAIN], count, f"{seed}/{raw.name}/{name}")
             origin[name] = f"cut from train: {origin[TRAIN]}"
     most = {name: _most(getattr(rows, name), limit) for name in SPLITS}

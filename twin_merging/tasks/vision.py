@@ -1,4 +1,4 @@
-"""Any image classification from a folder of the user's or a mirror, else from the offline assets."""
+"""Any image classification: from a folder of the user's or a mirror, else from the offline assets, else from the hub."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 from twin_merging import config
 from twin_merging.checksums import sha256_of
-from twin_merging.errors import UserError, nearest, unknown
+from twin_merging.errors import UserError, unknown
 from twin_merging.mirror.piece import Piece, local_rows
 from twin_merging.progress import track
-from twin_merging.tasks.base import SPLITS, TRAIN, RawTask, Split
+from twin_merging.tasks.base import SPLITS, TRAIN, RawTask
 from twin_merging.tasks.image_files import (
     Row,
     SourceImages,
@@ -26,7 +26,9 @@ from twin_merging.tasks.image_files import (
     image_files,
     parquet_rows,
 )
+from twin_merging.tasks.image_rows import read_split
 from twin_merging.tasks.tables import find_parquet
+from twin_merging.tasks.vision_hub import HubVision
 
 FOLDER = "vision"
 LABELS = "labels.json"
@@ -44,8 +46,9 @@ class Vision:
     A split that is missing is cut from train.
 
     Args:
-        options: unused: a source reads whole splits.
-        paths: a task is read from ``data`` if it is there, else from ``mirror``, else it is one of the offline assets'.
+        options: where more data sets of the hub are described; a source reads whole splits.
+        paths: a task is read from ``data`` if it is there, else from ``mirror``; else it is one of the offline assets', or of the
+            hub's (``HubVision``).
     """
 
     def __init__(self, options: config.VisionTasks, paths: config.Paths):
@@ -53,17 +56,17 @@ class Vision:
         self.folders = [Path(path).expanduser() / FOLDER for path in (paths.data, paths.mirror) if path]
 
     def known(self) -> tuple[str, ...]:
-        """Names of all tasks, of folders and of the offline assets."""
-        return tuple(sorted({*self._folders(), *self._offline.known()}))
+        """Names of all tasks: of folders, of the offline assets, and of the hub."""
+        return tuple(sorted({*self._folders(), *self._offline.known(), *self._hub.known()}))
 
     def assets(self, name: str) -> tuple[str, ...]:
         """Assets that the task is read from."""
-        return () if name in self._folders() else self._find_offline(name).assets(name)
+        return () if name in self._folders() else self._elsewhere(name).assets(name)
 
     def identity(self, name: str) -> dict[str, Any]:
         """What determines the raw rows: the SHA-256 of each file, or one of all of them where images have files of their own."""
         if name not in self._folders():
-            return self._find_offline(name).identity(name)
+            return self._elsewhere(name).identity(name)
         folder = self._folders()[name]
         hashes = {path.relative_to(folder).as_posix(): sha256_of(path) for path in _files(folder)}
         return {"source": "vision", "task": name, "reader": 1, "files": _short(hashes)}
@@ -71,7 +74,7 @@ class Vision:
     def rows_to_mirror(self, name: str) -> Piece | list[Piece]:
         """The task's files."""
         if name not in self._folders():
-            return self._find_offline(name).rows_to_mirror(name)
+            return self._elsewhere(name).rows_to_mirror(name)
         folder = self._folders()[name]
         return local_rows(f"{FOLDER}/{name}", folder, _files(folder))
 
@@ -82,16 +85,13 @@ class Vision:
             UserError: for an unknown task, or a file that is missing, unreadable or not of the form above.
         """
         if name not in self._folders():
-            return self._find_offline(name).load(name)
+            return self._elsewhere(name).load(name)
         folder = self._folders()[name]
         about = _read_labels(folder)
         names, images, splits, origin = about["names"], SourceImages(), {}, {}
-        index = {each: number for number, each in enumerate(names)}
         for split, files in _splits(folder).items():
-            splits[split] = Split([], [])
-            for row in track(_rows(folder / split, files), f"{name}: {split} images", _count(files), "images"):
-                splits[split].texts.append((images.add(row.data, row.place),))
-                splits[split].labels.append(_label(row, index))
+            rows = track(_rows(folder / split, files), f"{name}: {split} images", _count(files), "images")
+            splits[split] = read_split(rows, images, names)
             origin[split] = files[0].name if len(files) == 1 else f"{split}, {len(files)} files"
         return RawTask(
             name=name,
@@ -120,11 +120,17 @@ class Vision:
 
         return OfflineVision(self.options, self.paths)
 
-    def _find_offline(self, name: str) -> Any:
-        if name not in self._offline.known():
-            places = ", ".join(map(str, self.folders)) or "paths.data, which is null"
-            raise unknown("tasks.names", name, self.known(), f"task, which is no folder of {places}")
-        return self._offline
+    @cached_property
+    def _hub(self) -> HubVision:
+        return HubVision(self.options, self.paths)
+
+    def _elsewhere(self, name: str) -> Any:
+        """What has a task that is no folder."""
+        for source in (self._offline, self._hub):
+            if name in source.known():
+                return source
+        places = ", ".join(map(str, self.folders)) or "paths.data, which is null"
+        raise unknown("tasks.names", name, self.known(), f"task, which is no folder of {places}")
 
 
 def _is_task(folder: Path) -> bool:
@@ -200,24 +206,3 @@ def _checked_names(names: Any, path: Path) -> tuple[str, ...]:
     if not is_strings or not len(set(names)) == len(names) >= 2:
         raise UserError("the classes are not two or more distinct names", key=str(path), found=names, expected=FORM)
     return tuple(names)
-
-
-def _label(row: Row, index: dict[str, int]) -> int:
-    """A class index, or a class name's.
-
-    Raises:
-        UserError: if it is neither.
-    """
-    label = row.label
-    if isinstance(label, str) and label in index:
-        return index[label]
-    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(index):
-        return label
-    raise UserError(
-        "the label is none of the task's classes",
-        key=row.where,
-        found=repr(label),
-        expected=f"0 to {len(index) - 1}, or one of {', '.join(list(index)[:20])}"
-        + (" ..." if len(index) > 20 else ""),
-        nearest=nearest(label, index) if isinstance(label, str) else None,
-    )
