@@ -89,6 +89,15 @@ def test_many_directions_take_the_whole_product():
     assert curvature(torch.full((3, 8), torch.nan))[0] is None
 
 
+def test_directions_that_matter_little_are_kept_too():
+    """Three large ones, and all others at a hundredth of a percent: more than rounding."""
+    large = random_case((40, 3), 1)[1][0] @ random_case((3, 24), 1, seed=1)[1][0]
+    joined = large + 1e-2 * random_case((40, 24), 1, seed=2)[1][0]
+    left, right = curvature(joined)
+    assert left is None
+    torch.testing.assert_close(right, 2 * joined.mT @ joined)
+
+
 def test_many_steps_reach_the_least_disturbance():
     _, deltas = random_case((5, 7), 3)
     units = [delta / delta.norm() for delta in deltas]

@@ -201,6 +201,12 @@ def test_data_goes_before_the_mirror(tmp_path: Path):
     assert len(source(None, tmp_path / "mirror").load("pets").splits["train"]) == 6
 
 
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"paths\.data: no such folder") as caught:
+        source(tmp_path / "nowhere")
+    assert caught.value.found == str(tmp_path / "nowhere")
+
+
 def test_an_unknown_task_is_refused_with_the_nearest(tmp_path: Path):
     write_task(tmp_path)
     for ask in ("load", "assets", "identity", "rows_to_mirror"):

@@ -172,7 +172,7 @@ def test_our_descriptions_have_all_classes_and_sentences():
 
 @pytest.mark.parametrize(("name", "count"), [("vision_clip", 8), ("vision_clip_14", 14), ("vision_clip_20", 20)])
 def test_the_suites_are_of_the_hub_and_have_epochs(name: str, count: int):
-    (run,) = plan([f"+exp={name}"], multirun=False).jobs
+    run, *_ = plan([f"+exp={name}"], multirun=False).jobs
     assert len(run.tasks.names) == count
     assert list(run.tasks.names) == list(SIZES)[:count]
     assert set(run.finetune.task_epochs) == set(run.tasks.names)

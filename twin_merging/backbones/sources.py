@@ -149,6 +149,6 @@ def _from_hub(name: str, revision: str | None, key: str, patterns: Sequence[str]
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"cannot be had from the hub ({str(error).splitlines()[0]})", key=key, found=name,
-            expected="a hub name, a local folder, or asset:NAME", hint="without network use a folder, paths.mirror=DIR of scripts/mirror.py, or backbone=minilm or smollm2",
+            expected="a hub name, a local folder, or asset:NAME", hint="without network use a folder, paths.mirror=DIR of scripts/mirror.py, or backbone=minilm, dinov2_small or smollm2",
         ) from error  # fmt: skip
     return Source(Path(folder), {"hub": name, "commit": Path(folder).name})

@@ -49,10 +49,17 @@ class Vision:
         options: where more data sets of the hub are described; a source reads whole splits.
         paths: a task is read from ``data`` if it is there, else from ``mirror``; else it is one of the offline assets', or of the
             hub's (``HubVision``).
+
+    Raises:
+        UserError: if ``paths.data`` is no folder.
     """
 
     def __init__(self, options: config.VisionTasks, paths: config.Paths):
         self.options, self.paths = options, paths
+        if paths.data and not Path(paths.data).expanduser().is_dir():  # else the hub's images would take its place
+            raise UserError(
+                "no such folder", key="paths.data", found=paths.data, expected=f"a folder with {FOLDER}/NAME/ in it"
+            )
         self.folders = [Path(path).expanduser() / FOLDER for path in (paths.data, paths.mirror) if path]
 
     def known(self) -> tuple[str, ...]:
