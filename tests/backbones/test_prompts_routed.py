@@ -45,6 +45,18 @@ def test_weights_are_held_by_each_prompt_for_its_whole_answer(folders, kind):
     assert twin.mixture.weights is None
 
 
+def test_short_prompts_are_not_padded_to_a_long_one(tmp_path):
+    backbone, read = backbone_of(save_language(tmp_path, context=512)), []
+    short = some_requests(3, 2)
+    requests = [*short, Request(" ".join([short[0].prompt] * 12), 2)]
+    model = backbone.load()
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, args: read.append(tuple(args[0].shape)))
+    lengths = [len(ids) for ids in backbone.tokenize([request.prompt for request in requests])]
+    assert lengths[3] > 64 + max(lengths[:3])
+    backbone.complete(model, requests, 4, "test")
+    assert read[:2] == [(1, lengths[3]), (3, max(lengths[:3]))]
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_without_weights_a_router_reads_each_prompt(folders, kind):
     backbone = backbone_of(folders[kind])
