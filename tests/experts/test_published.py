@@ -90,7 +90,7 @@ def test_reordered_outputs_are_the_old_ones_in_the_new_order(kind: str):
 
 
 def test_the_published_experts_of_the_vision_suite_are_chosen_at_once():
-    (run,) = plan(["+exp=vision_clip_published", "experts.normalize_by=published"], multirun=False).jobs
+    run, *_ = plan(["+exp=vision_clip_published", "experts.normalize_by=published"], multirun=False).jobs
     assert len(run.tasks.names) == 8
     found = {name: source_of(run.experts, name) for name in run.tasks.names}
     assert found["stanford_cars"] == "tanganke/clip-vit-base-patch32_stanford-cars"

@@ -115,6 +115,7 @@ def execute(run: RunConfig, folder: Path, overrides: list[str], chooses: bool = 
 
         results["validation"] = stages.get(validated.stage(stages)).json(validated.RECORD)
     with full_disk_explained(folder, "paths.outputs"):
+        folder.mkdir(parents=True, exist_ok=True)
         for name in LOOKS:
             if name in result.files:
                 shutil.copyfile(result.path(name), folder / name)
