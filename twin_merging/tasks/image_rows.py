@@ -1,11 +1,12 @@
-"""From images with labels, as a source reads them in passing, to a split of keys and class indices."""
+"""From images with labels, as a source reads them in passing, to splits of keys and class indices, and a task of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from twin_merging.errors import UserError, nearest
-from twin_merging.tasks.base import Split
+from twin_merging.tasks.base import RawTask, Split
 from twin_merging.tasks.image_files import Row, SourceImages
 
 
@@ -23,6 +24,16 @@ def read_split(rows: Iterable[Row], images: SourceImages, names: Sequence[str]) 
         split.texts.append((images.add(row.data, row.place),))
         split.labels.append(_label(row, index))
     return split
+
+
+def image_task(
+    name: str, classes: tuple[str, ...], splits: dict[str, Split], images: Mapping[str, bytes], provenance: dict[str, Any]
+) -> RawTask:  # fmt: skip
+    """A classification of images, scored by accuracy."""
+    return RawTask(
+        name=name, class_names=classes, label_range=None, metric="accuracy", columns=1, splits=splits,
+        provenance=provenance, images=images,
+    )  # fmt: skip
 
 
 def _label(row: Row, index: dict[str, int]) -> int:

@@ -18,6 +18,7 @@ from twin_merging.mirror.folder import ASSETS
 from twin_merging.mirror.piece import Piece, local_rows
 from twin_merging.tasks.base import TEST, TRAIN, RawTask, Split
 from twin_merging.tasks.image_arrays import gunzip, read_idx, read_pickled
+from twin_merging.tasks.image_rows import image_task
 from twin_merging.tasks.offline_cifar import ASSET as BIGBENCH
 from twin_merging.tasks.offline_cifar import CLASSES, read_cifar10
 from twin_merging.tasks.png import encode_grey
@@ -107,21 +108,13 @@ class OfflineVision:
             images |= zip(keys, (image for image, _ in rows), strict=True)
             splits[split] = Split([(key,) for key in keys], [label for _, label in rows])
         package = f", from {assets.find(entry.asset).requirement}" if entry.asset else ""
-        return RawTask(
-            name=name,
-            class_names=entry.class_names,
-            label_range=None,
-            metric="accuracy",
-            columns=1,
-            splits=splits,
-            provenance={
-                "source": entry.source + package,
-                "licence": entry.licence,
-                "note": entry.note,
-                "splits": {split: f"{split} of {entry.source}" for split in splits},
-            },
-            images=images,
-        )
+        provenance = {
+            "source": entry.source + package,
+            "licence": entry.licence,
+            "note": entry.note,
+            "splits": {split: f"{split} of {entry.source}" for split in splits},
+        }
+        return image_task(name, entry.class_names, splits, images, provenance)
 
     def _find(self, name: str) -> Entry:
         if name not in self.known():

@@ -26,7 +26,7 @@ from twin_merging.tasks.image_files import (
     image_files,
     parquet_rows,
 )
-from twin_merging.tasks.image_rows import read_split
+from twin_merging.tasks.image_rows import image_task, read_split
 from twin_merging.tasks.tables import find_parquet
 from twin_merging.tasks.vision_hub import HubVision
 
@@ -100,21 +100,13 @@ class Vision:
             rows = track(_rows(folder / split, files), f"{name}: {split} images", _count(files), "images")
             splits[split] = read_split(rows, images, names)
             origin[split] = files[0].name if len(files) == 1 else f"{split}, {len(files)} files"
-        return RawTask(
-            name=name,
-            class_names=names,
-            label_range=None,
-            metric="accuracy",
-            columns=1,
-            splits=splits,
-            provenance={
-                "source": f"local files, {FOLDER}/{name}",
-                "licence": "the user's",
-                **({"note": about["note"]} if "note" in about else {}),
-                "splits": origin,
-            },
-            images=images,
-        )
+        provenance = {
+            "source": f"local files, {FOLDER}/{name}",
+            "licence": "the user's",
+            **({"note": about["note"]} if "note" in about else {}),
+            "splits": origin,
+        }
+        return image_task(name, names, splits, images, provenance)
 
     def _folders(self) -> dict[str, Path]:
         """The folder of each local task; those of ``data`` go before those of ``mirror``."""

@@ -16,7 +16,7 @@ from twin_merging.mirror.piece import Piece
 from twin_merging.progress import track
 from twin_merging.tasks.base import SPLITS, TRAIN, RawTask
 from twin_merging.tasks.image_files import IMAGE, LABEL, Columns, SourceImages, count_rows, parquet_rows
-from twin_merging.tasks.image_rows import read_split
+from twin_merging.tasks.image_rows import image_task, read_split
 
 DESCRIBED = Path(__file__).with_name("hub_images")
 MIRRORED = "vision_hub"
@@ -109,20 +109,12 @@ class HubVision:
             numbered = (row._replace(label=int(row.label)) if isinstance(row.label, bool) else row for row in rows)
             total = sum(count_rows(file, columns) for file in mine)
             splits[split] = read_split(track(numbered, f"{name}: {split} images", total, "images"), images, names)
-        return RawTask(
-            name=name,
-            class_names=names,
-            label_range=None,
-            metric="accuracy",
-            columns=1,
-            splits=splits,
-            provenance={
-                "source": f"{entry.hub} at {commit}",
-                "licence": "see the data set's page on the hub",
-                "splits": {split: f"{pattern} of {entry.hub}" for split, pattern in entry.splits.items()},
-            },
-            images=images,
-        )
+        provenance = {
+            "source": f"{entry.hub} at {commit}",
+            "licence": "see the data set's page on the hub",
+            "splits": {split: f"{pattern} of {entry.hub}" for split, pattern in entry.splits.items()},
+        }
+        return image_task(name, names, splits, images, provenance)
 
     @cached_property
     def _described(self) -> dict[str, Path]:
