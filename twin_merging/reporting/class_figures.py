@@ -17,6 +17,7 @@ from twin_merging.reporting.figures import headline, heatmap, save, slug, styled
 from twin_merging.reporting.looks import CONFUSION
 from twin_merging.reporting.tables import warning_of
 
+FEW = 4  # classes whose rows are shorter than the words beside them
 SQUARE = 30  # classes up to which the whole matrix is drawn
 CELL, TOP, LINE, WIDE, BELOW = 0.36, 0.62, 0.24, 3.0, 0.75  # inches
 LONGEST = 28  # letters of a class's name
@@ -61,7 +62,8 @@ def _matrix(figure: Figure, record: dict[str, Any]) -> None:
     axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
     shares = [f"{name}   {_percent(share)}" for name, share in zip(names, record["accuracy"], strict=True)]
     axes.set_yticks(range(len(names)), shares)
-    axes.set(xlabel="answer, in test rows", ylabel="true class, % right")
+    axes.set_xlabel("answer, in test rows")
+    axes.set_ylabel("true class, % right", loc="center" if len(names) > FEW else "top")  # which is longer than few rows
 
 
 def _worst(figure: Figure, record: dict[str, Any]) -> None:

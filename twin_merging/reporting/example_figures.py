@@ -29,6 +29,7 @@ LEFT, APART, MARGIN, TOP = (
 )  # inches: names of tasks, between kinds and blocks, edge, title and legend
 COLUMNS = 8  # of images; tasks with fewer examples stand side by side
 LETTERS = 22
+CLASS = 18  # letters of a class, of which capitals fill a column
 SEEN = 0.003  # the smallest weight of which a bar shows anything
 GOOD, BAD = "#00704A", "#C0392B"
 HATCHES = ("", "////", "....", "xxxx")  # of the tasks that must share a colour
@@ -103,9 +104,9 @@ def _draw(axes: Axes, x: float, y: float, square: np.ndarray, example: dict[str,
     axes.imshow(square, extent=(x, x + SIDE, y + SIDE, y), aspect="auto", interpolation="nearest")
     axes.add_patch(Rectangle((x, y), SIDE, SIDE, facecolor="none", edgecolor="#999999", linewidth=0.5))
     below = y + SIDE + 0.04
-    answer = "✓" if example["right"] else f"✗ {cut(example['answer'] or 'no class of it', LETTERS - 2)}"
+    answer = "✓" if example["right"] else f"✗ {cut(example['answer'] or 'no class of it', CLASS - 2)}"
     words: dict[str, Any] = {"va": "top", "fontsize": 7}
-    axes.text(x, below, cut(example["class"], LETTERS), **words)
+    axes.text(x, below, cut(example["class"], CLASS), **words)
     axes.text(x, below + LINE, answer, color=GOOD if example["right"] else BAD, **words)
     bar, left = below + 2 * LINE + 0.01, x
     for index, weight in enumerate(example["weights"]):
