@@ -4,6 +4,8 @@ CLIP's ViT-B/32 image encoder and eight task vectors, all random, and a batch of
 
 - ``ours``: θ is written into the model, each task's batch goes forward and back, and dL/dλ = ⟨dL/dθ, τ⟩ at the end.
 - ``functional_call``: θ₀ + Σ λ τ is one graph, all tasks run through it, and their sum goes back.
+- ``functional_call, float32``: the same as it is published, without autocast; with ``--precision bf16``, which is what
+  ``precision=auto`` takes on processors that have it.
 - ``functional_call, merged for each task``: the same with a merge for every task's batch, as the published code has it; with
   ``--each`` alone, since of eight tasks it takes more than 20 GB.
 
@@ -28,6 +30,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from twin_merging.backbones.clip_model import ClipConfig, ImageEncoder
+from twin_merging.backbones.products import faster_products
 from twin_merging.merging.adamerging import Mixture, entropy
 
 CLASSES = (397, 196, 45, 10, 10, 43, 10, 47)  # of the paper's eight tasks
@@ -63,18 +66,21 @@ def main() -> None:
     def loss(output: Tensor, head: Tensor) -> Tensor:
         return entropy(F.normalize(output.float(), dim=-1) @ head.T).mean()
 
-    def autocast() -> torch.autocast:
-        return torch.autocast(torch.device(asked.device).type, torch.bfloat16, enabled=asked.precision == "bf16")
+    rounds = asked.precision == "bf16"
+
+    def autocast(enabled: bool = rounds) -> torch.autocast:
+        return torch.autocast(torch.device(asked.device).type, torch.bfloat16, enabled=enabled)
 
     mixture = Mixture(own, deltas)
     bases = {name: base.detach().clone() for name, base in own.items()}
 
     def ours(coefficients: Tensor) -> Tensor:
         mixture.write(coefficients)
-        for batch, head in zip(images, heads, strict=True):
-            with autocast():
-                mine = loss(encoder(batch).pooler_output, head)
-            mine.backward()
+        with faster_products(encoder, rounds):
+            for batch, head in zip(images, heads, strict=True):
+                with autocast():
+                    mine = loss(encoder(batch).pooler_output, head)
+                mine.backward()
         return mixture.gradient()
 
     def merged(coefficients: Tensor) -> dict[str, Tensor]:
@@ -83,14 +89,14 @@ def main() -> None:
             for (name, base), column in zip(bases.items(), coefficients.T, strict=True)
         }
 
-    def plain(each: bool) -> Callable[[Tensor], Tensor]:
+    def plain(each: bool, rounds: bool) -> Callable[[Tensor], Tensor]:
         def step(coefficients: Tensor) -> Tensor:
             for parameter in own.values():
                 parameter.grad = None
             coefficients = coefficients.clone().requires_grad_()
             weights, total = None if each else merged(coefficients), torch.zeros((), device=asked.device)
             for batch, head in zip(images, heads, strict=True):
-                with autocast():
+                with autocast(rounds):
                     output = functional_call(encoder, weights or merged(coefficients), (batch,)).pooler_output
                     total = total + loss(output, head)
             total.backward()
@@ -99,9 +105,11 @@ def main() -> None:
 
         return step
 
-    ways = {OURS: ours, "functional_call": plain(False)}
+    ways = {OURS: ours, "functional_call": plain(False, rounds)}
+    if rounds:
+        ways["functional_call, float32"] = plain(False, rounds=False)
     if asked.each:
-        ways["functional_call, merged for each task"] = plain(True)
+        ways["functional_call, merged for each task"] = plain(True, rounds)
     start = mixture.new_full(mixture.shape, 0.3)
     seconds, peaks, found = {}, {}, {}
     for _ in range(asked.repeats):

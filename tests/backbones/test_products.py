@@ -10,7 +10,7 @@ from backbones.tiny_language import backbone_of, save_language
 from torch import nn
 
 from twin_merging.backbones import products
-from twin_merging.backbones.products import FasterLinear, faster_products
+from twin_merging.backbones.products import FasterAttention, FasterLinear, faster_products
 from twin_merging.dynamic import kernels
 from twin_merging.dynamic.speeds import Speeds
 from twin_merging.tasks.generation import Request
@@ -74,6 +74,64 @@ def test_layers_are_plain_before_and_after(onednn):
     assert [type(layer) for layer in model] == [nn.Linear, nn.Linear, nn.ReLU, nn.Bilinear]
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("learns", ["all", "input", "nothing"])
+def test_packed_attention_and_its_gradients_are_torchs_own(onednn, masked, learns):
+    torch.manual_seed(0)
+    attention, x = (
+        nn.MultiheadAttention(48, 4, batch_first=True),
+        torch.randn(3, 7, 48, requires_grad=learns != "nothing"),
+    )
+    nn.init.normal_(attention.in_proj_bias)
+    attention.requires_grad_(learns == "all")
+    mask = torch.full((7, 7), float("-inf")).triu(1) if masked else None
+    other = copy.deepcopy(attention).double()
+    given = x.detach().double().requires_grad_(x.requires_grad)
+    wanted, _ = other(given, given, given, need_weights=False, attn_mask=None if mask is None else mask.double())
+    with faster_products(attention):
+        assert type(attention) is FasterAttention
+        found, looks = attention(x, x, x, need_weights=False, attn_mask=mask)
+    assert looks is None
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)
+    assert {(21, 144, 48), (21, 48, 48)} <= set(onednn)
+    if learns == "nothing":
+        return
+    wanted.square().sum().backward()
+    found.square().sum().backward()
+    for mine, own in zip([x, *attention.parameters()], [given, *other.parameters()], strict=True):
+        assert (mine.grad is None) == (own.grad is None)
+        if own.grad is not None:
+            torch.testing.assert_close(mine.grad.double(), own.grad, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("made", "asked"),
+    [
+        ({}, {"need_weights": True}),
+        ({}, {"key_padding_mask": torch.tensor([[False] * 5 + [True] * 2] * 3)}),
+        ({}, {"attn_mask": torch.ones(7, 7, dtype=torch.bool).triu(1)}),
+        ({}, {"attn_mask": torch.full((12, 7, 7), float("-inf")).triu(1)}),
+        ({"batch_first": False}, {}),
+        ({"kdim": 48, "vdim": 24}, {"value": torch.ones(3, 7, 24)}),
+        ({"add_bias_kv": True}, {}),
+        ({"add_zero_attn": True}, {}),
+        ({"dropout": 0.5}, {}),
+    ],
+)  # fmt: skip
+def test_any_other_attention_is_as_it_was(onednn, made, asked):
+    torch.manual_seed(0)
+    attention, x = nn.MultiheadAttention(48, 4, **{"batch_first": True, **made}), torch.randn(3, 7, 48)
+    arguments = {"query": x, "key": x, "value": x, "need_weights": False, **asked}
+    torch.manual_seed(1)
+    wanted = attention(**arguments)
+    torch.manual_seed(1)
+    with faster_products(attention):
+        found = attention(**arguments)
+    assert type(attention) is nn.MultiheadAttention
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert not {(21, 144, 48)} & set(onednn)
+
+
 def test_nothing_changes_where_torchs_own_is_faster(monkeypatch):
     monkeypatch.setattr(Speeds, "of", lambda *_, **__: SPEEDS)
     layer = nn.Linear(4, 4)
@@ -112,12 +170,12 @@ def test_autocast_rounds_a_weight_once_and_gives_the_same(monkeypatch, fixed):
             with torch.no_grad():
                 for each in (model, plain):
                     each[1].weight.mul_(2)
-        assert ("rounded" in vars(rests), "rounded" in vars(learns)) == (True, fixed)
+        assert (bool(rests.rounded), bool(learns.rounded)) == (True, fixed)
         with torch.autocast("cpu", torch.float16):
             assert torch.equal(model[0](x), plain[0](x))
             assert model[0](x).dtype == torch.float16
     assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]
-    assert not {"rounded", "keeps"} & {*vars(rests), *vars(learns)}
+    assert not {"rounded", "fixed"} & {*vars(rests), *vars(learns)}
 
 
 def test_a_language_model_answers_alike(onednn, tmp_path):

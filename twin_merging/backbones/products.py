@@ -1,4 +1,4 @@
-"""A plain model's linear layers by the faster of torch's own products and oneDNN's, when it answers and when it learns.
+"""A plain model's linear layers and packed attention by the faster of torch's own products and oneDNN's, when it answers and when it learns.
 
 torch's float32 products on a CPU are MKL's, which on many AMD processors do half of what oneDNN's do.
 """
@@ -21,7 +21,7 @@ MANY = 256  # rows from which a product is worth a transposed copy of a matrix
 
 @contextmanager
 def faster_products(model: nn.Module, autocast: bool = False, fixed: bool = False) -> Iterator[None]:
-    """Within, linear layers of float32 that lie on a CPU multiply by oneDNN, if that is faster on this machine.
+    """Within, linear layers and packed attention of float32 that lie on a CPU multiply by oneDNN, if that is faster on this machine.
 
     Under autocast a weight that does not change is rounded once, and not at each product: half of its size more in memory.
 
@@ -29,43 +29,87 @@ def faster_products(model: nn.Module, autocast: bool = False, fixed: bool = Fals
         autocast: whether the model is going to run under it.
         fixed: no weight changes meanwhile; else those do that have a gradient.
     """
-    layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _is_for_cpu(layer.weight)]
+    layers = [layer for layer in model.modules() if type(layer) in FASTER and _is_for_cpu(next(layer.parameters()))]
     if not layers or not (autocast or Speeds.of("cpu").kernel == "onednn"):
         yield
         return
+    before = [type(layer) for layer in layers]
     for layer in layers:
-        layer.__class__ = FasterLinear
-        cast(FasterLinear, layer).keeps = fixed or not layer.weight.requires_grad
+        layer.__class__ = FASTER[type(layer)]
+        cast(Faster, layer).fixed, cast(Faster, layer).rounded = fixed, {}
     try:
         yield
     finally:
-        for layer in layers:
-            layer.__class__ = nn.Linear
-            for name in ("keeps", "rounded"):
+        for layer, kind in zip(layers, before, strict=True):
+            layer.__class__ = kind
+            for name in ("fixed", "rounded"):
                 layer.__dict__.pop(name, None)
 
 
-class FasterLinear(nn.Linear):
-    """y = x Wᵀ + c by oneDNN, and its gradients too; under autocast torch's own product, which is oneDNN's, with W rounded before."""
+class Faster:
+    """What multiplies by oneDNN; under autocast by torch's own product, which is oneDNN's, with a weight that stays rounded before."""
 
-    keeps: bool
+    fixed: bool
+    rounded: dict[int, Tensor]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x Wᵀ + c, and its gradients."""
         if torch.is_autocast_enabled("cpu"):
-            return F.linear(x, self._rounded() if self.keeps else self.weight, self.bias)
-        if x.numel() * len(self.weight) < SMALL or x.dtype != torch.float32:
-            return F.linear(x, self.weight, self.bias)
-        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
-            return Product.apply(x, self.weight, self.bias)
-        return onednn(x, self.weight, self.bias)
+            return F.linear(x, self._rounded(weight) if self.fixed or not weight.requires_grad else weight, bias)
+        if x.numel() * len(weight) < SMALL or x.dtype != torch.float32:
+            return F.linear(x, weight, bias)
+        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+            return Product.apply(x, weight, bias)
+        return onednn(x, weight, bias)
 
-    def _rounded(self) -> Tensor:
+    def _rounded(self, weight: Tensor) -> Tensor:
         """W as autocast would round it."""
-        dtype, known = torch.get_autocast_dtype("cpu"), self.__dict__.get("rounded")
+        dtype, known = torch.get_autocast_dtype("cpu"), self.rounded.get(id(weight))
         if known is None or known.dtype != dtype:
             with torch.inference_mode(False), torch.no_grad():  # what is made by an evaluation is learned with later
-                known = self.__dict__["rounded"] = self.weight.to(dtype)
+                known = self.rounded[id(weight)] = weight.to(dtype)
         return known
+
+
+class FasterLinear(Faster, nn.Linear):
+    """y = x Wᵀ + c."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x, self.weight, self.bias)
+
+
+class FasterAttention(Faster, nn.MultiheadAttention):
+    """Attention of tokens (B, S, d) to each other, [q, k, v] = x Wᵀ + c of one packed matrix; any other is as it was."""
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None, need_weights: bool = True,
+        attn_mask: Tensor | None = None, average_attn_weights: bool = True, is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """As nn.MultiheadAttention."""
+        packed = self.in_proj_weight is not None and self.bias_k is None and not self.add_zero_attn
+        own = query is key is value and query.dim() == 3 and self.batch_first
+        masked = key_padding_mask is not None or (
+            attn_mask is not None and (attn_mask.dim() != 2 or not attn_mask.is_floating_point())
+        )
+        if not packed or not own or masked or need_weights or (self.training and self.dropout):
+            return super().forward(
+                query, key, value, key_padding_mask=key_padding_mask, need_weights=need_weights, attn_mask=attn_mask,
+                average_attn_weights=average_attn_weights, is_causal=is_causal,
+            )  # fmt: skip
+        parts = self.product(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
+        mixed = attended(q, k, v, attn_mask) if q.requires_grad else F.scaled_dot_product_attention(q, k, v, attn_mask)
+        y = self.product(mixed.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
+        return y, None
+
+
+FASTER = {nn.Linear: FasterLinear, nn.MultiheadAttention: FasterAttention}
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q kᵀ / √d + mask) v, whose backward pass takes a part of the fused one's on a CPU."""
+    scores = (q / q.shape[-1] ** 0.5) @ k.mT
+    return (scores if mask is None else scores + mask).softmax(-1).to(v.dtype) @ v
 
 
 class Product(torch.autograd.Function):

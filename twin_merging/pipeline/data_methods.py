@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from twin_merging import checkpoints, parameters
 from twin_merging.backbones import statistics
 from twin_merging.backbones.features import Features, Head, read_by_head
+from twin_merging.backbones.products import faster_products
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import Ties, merge_methods
 from twin_merging.evaluation.heads import Answer
@@ -140,7 +141,8 @@ def coefficients(stages: Stages, method: Any, folder: Path, scratch: Path) -> No
     for module in encoder.modules():
         if isinstance(module, nn.Embedding):
             module.sparse = True  # a dense gradient of a vocabulary of which a batch has few words takes longer
-    learned, history = learn(Mixture(own, deltas), _entropy_of(stages, tasks, encoder, method), method)
+    with faster_products(encoder, backbone_of(stages).autocast):
+        learned, history = learn(Mixture(own, deltas), _entropy_of(stages, tasks, encoder, method), method)
     found = dict(zip(deltas, learned.T.contiguous(), strict=True))
     checkpoints.save(found, folder / "coefficients.safetensors")
     kept = {name: [each.thresholds.tolist(), each.zero_sign()] for name, each in votes.items()}
