@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from twin_merging.backbones.features import read_by_head
 from twin_merging.config import Exact, FullFineTuning, LoraFineTuning
 from twin_merging.dynamic.model import TwinMergedModel
 from twin_merging.errors import UserError
+from twin_merging.experts import fine_tuning
 from twin_merging.experts.fine_tuning import full_fine_tuning
 from twin_merging.experts.lora import lora_fine_tuning
 from twin_merging.sparsifiers.svd import Factors
@@ -139,3 +141,17 @@ def test_running_statistics_of_batches_are_refused(tmp_path):
         backbone_of(folder).load(folder, 2)
     assert raised.value.key == "backbone.pretrained"
     assert "BatchNorm2d" in raised.value.found
+
+
+def test_the_chosen_epoch_is_restored_whole(folder, task, tmp_path, monkeypatch):
+    """Of encoders, too, whose weights have other names in published files than in the model."""
+    scores = iter([1.0, 0.5])
+    monkeypatch.setitem(fine_tuning.metrics, "accuracy", lambda answers, labels: next(scores))
+    found = []
+    for epochs in (1, 2):  # at a constant rate, so that the first epochs are alike
+        options = FullFineTuning(epochs=epochs, lr=1e-3, batch_size=8, warmup=0, scheduler="constant_with_warmup")
+        backbone, scores = backbone_of(folder), iter([1.0, 0.5])
+        full_fine_tuning(backbone, task, options, 0, tmp_path / f"expert{epochs}", tmp_path / f"scratch{epochs}")
+        found.append(backbone.load(tmp_path / f"expert{epochs}", 3).state_dict())
+    assert json.loads((tmp_path / "expert2" / "expert.json").read_text())["choice"]["chosen"] == 1
+    assert [name for name, tensor in found[0].items() if not tensor.equal(found[1][name])] == []

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from twin_merging.backbones.encoders import EncoderBackbone
@@ -119,12 +121,26 @@ def fit(
     checkpoint = _usable_checkpoint(scratch)
     if checkpoint is not None:
         log.info("  fine-tune %s goes on from step %s", label, checkpoint.rpartition("-")[2])
-    with faster_products(model, backbone.autocast):
+    with faster_products(model, backbone.autocast), _own_names(model):
         trainer.train(resume_from_checkpoint=checkpoint)
     scores = {int(row["epoch"]): row["eval_score"] for row in trainer.state.log_history if "eval_score" in row}
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
     return Fitted(scores, state, trainer.accelerator.distributed_type.value)
+
+
+@contextmanager
+def _own_names(model: Any) -> Iterator[None]:
+    """Save a model's weights by its own names. By those of published files, which transformers would give them, neither a run
+    that goes on nor the choice of an epoch finds them again."""
+    if not isinstance(model, PreTrainedModel):
+        yield
+        return
+    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.save_pretrained
 
 
 def save_expert(backbone: EncoderBackbone, model: Any, task: Task, history: dict[str, Any], folder: Path) -> None:

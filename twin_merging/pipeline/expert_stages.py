@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from twin_merging.config import Clip, finetunings
+from twin_merging.config import Clip, ImageClassifier, finetunings
 from twin_merging.experts.published import located
 from twin_merging.pipeline.stage import Stage, by
 from twin_merging.validation import to_plain
@@ -32,7 +32,9 @@ def trained(stages: Stages, name: str) -> Stage:
         "finetune": determining(tuning_of(run.finetune, name)), "code": finetunings[run.finetune.name].code_hash(), **stages.reading,
         "precision": stages.precision, "seed": run.training_seed, **stages.heads_from(name),
     }  # fmt: skip
-    return Stage("expert", name, options, (stages.base, stages.data(name)), by("compute", "expert", stages, name))
+    version = 2 if isinstance(run.backbone, ImageClassifier) else 1  # the chosen epoch was not restored whole
+    inputs = (stages.base, stages.data(name))
+    return Stage("expert", name, options, inputs, by("compute", "expert", stages, name), version)
 
 
 def imported(stages: Stages, name: str, where: str) -> Stage:
