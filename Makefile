@@ -29,10 +29,10 @@ reproduce: setup  ## Compute a table or figure of the paper: make reproduce ITEM
 	$(BIN)/python reproduce.py $(ITEM)
 
 test: setup  ## Run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 coverage: setup  ## Run all tests and show which lines none of them runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
 lint: setup  ## Check style and types
 	$(BIN)/ruff check .

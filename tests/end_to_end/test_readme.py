@@ -119,6 +119,8 @@ def test_a_command_of_the_readme_runs(command: str, start_folder: Path):
         quick = [argument for argument in quick if not (given and argument == OF_IMAGES[0])] + [
             "finetune.task_epochs=null"
         ]
+    if "+exp=quickstart_optuna" in arguments:
+        quick = ["hydra.sweeper.n_trials=4"]
     if of_roberta:  # which comes from the hub
         quick = ["backbone.pretrained=roberta", "paths.data=DIR"]
     succeed(*arguments, *FEW, *quick, folder=start_folder)
