@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,13 +13,35 @@ class _Reached(Exception):
     """Ends a pass at the block whose input is wanted."""
 
 
-def blocks_of(model: nn.Module) -> nn.ModuleList | None:
-    """The list of as many modules as the config says that there are blocks, the outermost; None where there is none."""
+def blocks_of(model: nn.Module) -> nn.ModuleList | nn.Sequential | None:
+    """The list of as many modules as the config says that there are blocks, the outermost; None where there is none.
+
+    timm's models have a sequence in its place, which is called ``blocks``.
+    """
     count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
+    for name, module in model.named_modules():
+        is_list = isinstance(module, nn.ModuleList) or (
+            isinstance(module, nn.Sequential) and name.rpartition(".")[2] == "blocks"
+        )
+        if is_list and len(module) == count:
+            return module  # type: ignore[return-value]
     return None
+
+
+@contextmanager
+def watched_inputs(blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """Within, what goes into each of the blocks that are called, (B, S, d), in their order."""
+    states: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        states.append(input_of(args, kwargs))
+
+    hooks = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in blocks]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def input_of(args: tuple, kwargs: dict[str, Any]) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 
-from twin_merging.backbones.blocks import blocks_of, input_of
+from twin_merging.backbones.blocks import blocks_of, watched_inputs
 
 
 class ClipConfig(PreTrainedConfig):
@@ -50,18 +50,9 @@ class ImageEncoder(nn.Module):
         """``pooler_output``: the image's embedding, projected and not normalized, (B, d). ``last_hidden_state``: the patches'
         last states after the last norm and before the projection, (B, patches, width). ``hidden_states``: what goes into each
         block, the class token first, (B, 1 + patches, width), then the last states."""
-        states: list[Tensor] = []
         blocks = blocks_of(self) if output_hidden_states else None
-
-        def keep(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            states.append(input_of(args, kwargs))
-
-        hooks = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in blocks or ()]
-        try:
+        with watched_inputs(blocks or ()) as states:
             pooled, tokens = self.visual(pixel_values)
-        finally:
-            for hook in hooks:
-                hook.remove()
         hidden: Any = (*states, tokens) if output_hidden_states else None
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=pooled, hidden_states=hidden)
 

@@ -22,6 +22,7 @@ from twin_merging.backbones.features import Features, Head, head_input, router_i
 from twin_merging.backbones.loading import check_loaded, load_model
 from twin_merging.backbones.products import faster_products
 from twin_merging.backbones.rows import Inputs, Row, taken
+from twin_merging.backbones.sources import read_config
 from twin_merging.errors import UserError
 from twin_merging.progress import progress
 from twin_merging.tasks.base import Task
@@ -119,6 +120,10 @@ class EncoderBackbone(ABC):
             UserError: if it cannot be read, or is of another architecture than the base's.
         """
         return None
+
+    def about(self, source: Path) -> dict[str, Any]:
+        """The configuration of an expert that others trained, by transformers' keys: ``model_type``, and ``id2label`` if it has one."""
+        return read_config(source)
 
     def _all_dropouts(self, value: float) -> dict[str, float]:
         """Architectures name these settings differently, but all of them dropout."""

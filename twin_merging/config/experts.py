@@ -61,6 +61,22 @@ class Clip:
 
 
 @dataclass
+class Timm:
+    """An image encoder of timm's, convolutional or not, of the hub, of a folder or of the offline assets, with one head a task."""
+
+    name: str = "timm"
+    pretrained: str = option("???", "asset:NAME, a folder, or a hub name; in timm's form")
+    revision: str | None = option(None, "hub commit, branch or tag; a commit pins the weights")
+    image_size: int | None = option(None, "side of the square that the model sees, in pixels; null: its own", low=8)
+    pixels: str | None = option(
+        PIXELS,
+        "disk that a task's images may take up decoded, for all passes; a larger task's are decoded anew; null: none",
+    )
+    domain: ClassVar[str] = IMAGES
+    trust_remote_code: ClassVar[bool] = False
+
+
+@dataclass
 class Rows:
     """Rows of each split, at most; null takes all there are. What a source does not split itself is split by seed."""
 
@@ -166,6 +182,7 @@ backbones.add(
 )
 backbones.add("image_classifier", ImageClassifier, "twin_merging.backbones.image_classifier:ImageClassifierBackbone")
 backbones.add("clip", Clip, "twin_merging.backbones.clip:ClipBackbone")
+backbones.add("timm", Timm, "twin_merging.backbones.timm_classifier:TimmBackbone")
 task_sources.add("offline_text", Tasks, "twin_merging.tasks.offline_text:OfflineText")
 task_sources.add("glue", Tasks, "twin_merging.tasks.glue:Glue")
 task_sources.add("local_text", Tasks, "twin_merging.tasks.local_text:LocalText")

@@ -222,7 +222,7 @@ class TwinMergedModel(nn.Module):
         finally:
             hook.remove()
 
-    def _blocks(self) -> nn.ModuleList:
+    def _blocks(self) -> nn.ModuleList | nn.Sequential:
         """The model's blocks, one after the other."""
         blocks = blocks_of(self.encoder)
         if blocks is None:

@@ -10,7 +10,8 @@ from typing import Any
 from twin_merging import assets
 from twin_merging.backbones.clip_source import locate_clip
 from twin_merging.backbones.sources import Source, locate, patterns_of
-from twin_merging.config import Clip, RunConfig, task_sources
+from twin_merging.backbones.timm_source import locate_timm
+from twin_merging.config import Clip, RunConfig, Timm, task_sources
 from twin_merging.errors import unknown
 from twin_merging.language_checks import is_language
 from twin_merging.mirror.folder import ASSETS
@@ -81,6 +82,8 @@ class Graph(ABC):
         backbone = self.run.backbone
         if isinstance(backbone, Clip):
             return locate_clip(backbone, self.asset_folder, self.mirror)
+        if isinstance(backbone, Timm):
+            return locate_timm(backbone, self.asset_folder, self.mirror)
         patterns = patterns_of(backbone.trust_remote_code)
         return locate(backbone.pretrained, backbone.revision, self.asset_folder, patterns=patterns, mirror=self.mirror)
 

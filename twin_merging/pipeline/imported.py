@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from twin_merging import checkpoints
-from twin_merging.backbones.sources import Source, read_config
+from twin_merging.backbones.sources import Source
 from twin_merging.errors import UserError
 from twin_merging.experts.published import class_outputs, reorder_outputs
 from twin_merging.pipeline.artefacts import backbone_of, base_weights, read_all, task_of
@@ -37,7 +37,8 @@ def imported_expert(stages: Stages, name: str, source: Source, folder: Path, scr
 def _in_own_form(stages: Stages, task: Task, source: Source, given: list[str] | None) -> tuple[Any, dict[str, Any]]:
     """A published expert with a head of its own, whose outputs are in the task's order, and how that was found."""
     backbone, known = backbone_of(stages), stages.get(stages.base).json("base.json")
-    found = read_config(source.folder).get("model_type")
+    about = backbone.about(source.folder)
+    found = about.get("model_type")
     if found != known["model_type"]:
         raise UserError(
             "an expert of another architecture than the base's", key=str(source.folder), found=found, expected=known["model_type"],
@@ -45,6 +46,6 @@ def _in_own_form(stages: Stages, task: Task, source: Source, given: list[str] | 
         )  # fmt: skip
     model = backbone.load(source.folder, task.num_labels, task.kind == "regression")
     checkpoints.check(backbone.encoder(model).state_dict(), read_all(base_weights(stages)), str(source.folder))
-    outputs = class_outputs(read_config(source.folder), task, given, str(source.folder))
+    outputs = class_outputs(about, task, given, str(source.folder))
     reorder_outputs(model, outputs["order"])
     return model, outputs

@@ -1,0 +1,347 @@
+"""timm's encoders: what they see, that heads read what timm's own do, and that they learn."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_images import backbone_of as backbone_of_transformers
+from tiny_images import colour_task, save_encoder
+from tiny_timm import KINDS, backbone_of, save_timm
+from torch import nn
+
+from twin_merging.backbones.features import read_by_head
+from twin_merging.backbones.timm_source import check_form, layers_to_read, locate_timm, published, refuse_timms
+from twin_merging.config import FullFineTuning, LoraFineTuning, Timm
+from twin_merging.errors import UserError
+from twin_merging.experts.fine_tuning import full_fine_tuning
+from twin_merging.experts.lora import lora_fine_tuning
+from twin_merging.experts.multitask import train_jointly
+from twin_merging.tasks.base import Task
+
+OPTIONS = {"epochs": 6, "lr": 3e-3, "head_lr": 1e-2, "batch_size": 8}
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def saved(request, tmp_path_factory) -> tuple[Path, Path, nn.Module]:
+    """The base's folder, that of an expert whose head its publisher trained, and the expert."""
+    folder = tmp_path_factory.mktemp(request.param)
+    save_timm(folder / "base", request.param, seed=1, num_classes=7)
+    return folder / "base", folder / "expert", save_timm(folder / "expert", request.param)
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return colour_task("colours")
+
+
+def statistics_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: x.clone() for name, x in model.state_dict().items() if "running" in name}
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changed", [{}, {"crop_mode": "squash"}, {"crop_pct": 0.5, "interpolation": "bilinear"}])
+def test_the_model_sees_what_timm_makes(tmp_path, task, changed):
+    save_timm(tmp_path / "model", "resnet")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    config["pretrained_cfg"] |= changed
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    backbone = backbone_of(tmp_path / "model")
+    inputs = backbone.inputs(task, "test", [3, 0, 5])
+    seen = {
+        "input_size": (3, 32, 32),
+        "mean": (0.5, 0.4, 0.3),
+        "std": (0.2, 0.3, 0.4),
+        "interpolation": "bilinear",
+        "crop_pct": 0.95,
+    }
+    make_input = timm.data.create_transform(**{**seen, **changed})
+    keys = [task.splits["test"].texts[row][0] for row in (3, 0, 5)]
+    expected = torch.stack([make_input(Image.open(io.BytesIO(task.images[key]))) for key in keys])
+    found = backbone.batch(inputs, [0, 1, 2])["pixel_values"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert all(row["pixel_values"].dtype == torch.uint8 for row in inputs.rows)
+    assert inputs.lengths == [1] * 3
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("vit", 37), ("efficientnet", 1)])
+def test_another_size_is_seen(tmp_path, task, kind, tokens):
+    save_timm(tmp_path / "model", kind)
+    backbone = backbone_of(tmp_path / "model", image_size=48)
+    inputs = backbone.inputs(task, "test", [0])
+    assert backbone.batch(inputs, [0])["pixel_values"].shape == (1, 3, 48, 48)
+    assert inputs.lengths == [tokens]
+    model = backbone.load(backbone.folder, 2)
+    features = backbone.encode(backbone.encoder_with(backbone.encoder(model).state_dict()), inputs, 2, "test")
+    assert features["mean"].shape == (1, model.config.hidden_size)
+    if kind == "vit":  # by timm's own resampling
+        start = load_file(tmp_path / "model/model.safetensors")["pos_embed"]
+        expected = timm.layers.resample_abs_pos_embed(start, (6, 6), num_prefix_tokens=1)
+        torch.testing.assert_close(model.encoder.timm.pos_embed.detach(), expected, rtol=0, atol=1e-6)
+    sizes = {
+        json.dumps(locate_timm(Timm(pretrained=str(backbone.folder), image_size=size), tmp_path, None).identity)
+        for size in (None, 48)
+    }
+    assert len(sizes) == 2
+
+
+# --- encoder and head -------------------------------------------------------------------------------------------------
+
+
+def test_encoder_and_head_answer_as_timms_model_does(saved, task):
+    base, expert, original = saved
+    backbone = backbone_of(base)
+    model = backbone.load(expert, 3)
+    backbone.check_head_reads_first_token(model)
+    inputs = backbone.inputs(task, "validation")
+    images = backbone.batch(inputs, range(len(inputs.rows)))["pixel_values"]
+    features = backbone.encode(backbone.encoder(model), inputs, 7, "test")
+    assert read_by_head(features) == "pooled"
+    with torch.inference_mode():
+        expected, last = original(images), original.forward_features(images)
+        torch.testing.assert_close(model(images).logits, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(backbone.head(backbone.head_state(model), 3)(features), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        features["mean"], last.mean(1) if last.dim() == 3 else features["pooled"], rtol=0, atol=1e-5
+    )
+    names = {name for name in original.state_dict() if not name.startswith(original.pretrained_cfg["classifier"] + ".")}
+    assert {f"encoder.timm.{name}" for name in names} | {"task_head.weight", "task_head.bias"} == set(
+        model.state_dict()
+    )
+
+
+def test_a_new_expert_starts_from_the_published_encoder_with_a_head_of_its_own(saved, task):
+    _, folder, original = saved
+    backbone = backbone_of(folder)
+    torch.manual_seed(0)
+    one, two = backbone.new_expert(task), backbone.new_expert(task)
+    for name, tensor in one.encoder.timm.state_dict().items():
+        assert torch.equal(tensor, original.state_dict()[name]), name
+        assert torch.equal(two.encoder.timm.state_dict()[name], tensor)
+    assert not torch.equal(one.task_head.weight, two.task_head.weight)
+    assert 0.01 < one.task_head.weight.std() < 0.03
+    torch.manual_seed(0)
+    assert torch.equal(backbone_of(folder).new_expert(task).task_head.weight, one.task_head.weight)
+
+
+def test_layers_are_the_inputs_of_the_blocks(tmp_path, task):
+    save_timm(tmp_path / "model", "vit")
+    backbone = backbone_of(tmp_path / "model")
+    encoder, inputs = backbone.encoder(backbone.load(backbone.folder, 2)), backbone.inputs(task, "test")
+    images, found = backbone.batch(inputs, range(24))["pixel_values"], []
+    encoder.timm.blocks[1].register_forward_pre_hook(lambda _, args: found.append(args[0]))
+    with torch.inference_mode():
+        encoder(images)
+    for layer in (0, 1, 2, -1):
+        whole = backbone.encode(encoder, inputs, 5, "test", layer=layer)["mean"]
+        short = backbone.encode(encoder, inputs, 5, "test", layer=layer, for_router=True)["mean"]
+        torch.testing.assert_close(short, whole, rtol=0, atol=1e-6)
+        if layer == 1:
+            torch.testing.assert_close(whole, found[0].mean(1), rtol=0, atol=1e-6)
+    assert layers_to_read(backbone.folder, None) == 2
+
+
+def test_no_router_reads_an_early_layer_of_a_convolutional_encoder(tmp_path, task):
+    save_timm(tmp_path / "model", "efficientnet")
+    backbone = backbone_of(tmp_path / "model")
+    with pytest.raises(UserError, match="no list of blocks") as raised:
+        layers_to_read(backbone.folder, None)
+    assert raised.value.key == "router.layer"
+    with pytest.raises(UserError, match="no list of blocks"):
+        backbone.encode(
+            backbone.encoder(backbone.load(backbone.folder, 2)), backbone.inputs(task, "test"), 5, "test", layer=1
+        )
+
+
+@pytest.mark.parametrize("kind", ["vit", "efficientnet"])
+def test_dropout_is_set_everywhere_and_nowhere_else(tmp_path, task, kind):
+    save_timm(tmp_path / "model", kind)
+    backbone = backbone_of(tmp_path / "model")
+    inputs = backbone.inputs(task, "test", range(4))
+    batch = backbone.batch(inputs, range(4))
+    for probability, differs in ((0.5, True), (0.0, False), (None, False)):
+        model = backbone.new_expert(task, probability).train()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        with torch.no_grad():
+            assert torch.equal(model(**batch).logits, model(**batch).logits) != differs
+        if probability and kind == "vit":
+            rates = {module.p for module in model.modules() if isinstance(module, nn.Dropout)}
+            assert rates == {0.5}
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet", "efficientnet"])
+def test_it_learns_and_comes_back(tmp_path, task, kind):
+    save_timm(tmp_path / "model", kind)
+    backbone = backbone_of(tmp_path / "model")
+    full_fine_tuning(backbone, task, FullFineTuning(**OPTIONS), 0, tmp_path / "expert", tmp_path / "scratch")
+    model = backbone.load(tmp_path / "expert", 3)
+    inputs = backbone.inputs(task, "test")
+    features = backbone.encode(backbone.encoder(model), inputs, 8, "test")
+    answers = backbone.head(backbone.head_state(model), 3)(features).argmax(-1)
+    assert (answers == torch.tensor(task.splits["test"].labels)).float().mean() > 0.9
+    assert model.config.id2label == {0: "red", 1: "green", 2: "blue"}
+    stored = load_file(tmp_path / "expert/model.safetensors")
+    assert stored.keys() == model.state_dict().keys()
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in stored.items())
+    before = statistics_of(backbone.load(backbone.folder, 3))
+    assert bool(before) == (kind != "vit")
+    assert all(not torch.equal(stored[name], tensor) for name, tensor in before.items())
+    config = json.loads((tmp_path / "expert/config.json").read_text())
+    assert config["model_type"] == "timm"
+    assert config["seen"]["mean"] == [0.5, 0.4, 0.3]
+
+
+def test_low_rank_adapters_learn_where_there_are_linear_layers(tmp_path, task):
+    save_timm(tmp_path / "vit", "vit")
+    backbone, options = backbone_of(tmp_path / "vit"), LoraFineTuning(**OPTIONS, rank=4)
+    lora_fine_tuning(backbone, task, options, 0, tmp_path / "expert", tmp_path / "scratch")
+    start, model = backbone.load(backbone.folder, 3).state_dict(), backbone.load(tmp_path / "expert", 3).state_dict()
+    changed = {name for name, tensor in model.items() if not torch.equal(tensor, start[name])}
+    assert {
+        "task_head.weight",
+        "encoder.timm.blocks.1.attn.qkv.weight",
+        "encoder.timm.blocks.0.mlp.fc2.weight",
+    } < changed
+    assert "encoder.timm.pos_embed" not in changed
+
+
+def test_joint_training_has_a_head_a_task(tmp_path, task):
+    save_timm(tmp_path / "model", "resnet")
+    backbone, tasks = backbone_of(tmp_path / "model"), [task, colour_task("others", seed=1)]
+    start = backbone.load(backbone.folder, 3)
+    encoder, heads, _ = train_jointly(backbone, tasks, FullFineTuning(**{**OPTIONS, "epochs": 1}), 0, tmp_path / "x")
+    assert set(heads) == {"colours", "others"}
+    assert set(heads["others"]) == {"task_head.weight", "task_head.bias"}
+    assert encoder.keys() == backbone.encoder(start).state_dict().keys()
+    assert not torch.equal(encoder["timm.conv1.0.weight"], start.encoder.timm.conv1[0].weight)
+
+
+# --- what cannot be taken ---------------------------------------------------------------------------------------------
+
+
+def test_a_model_without_a_classifier_is_taken(tmp_path, task):
+    save_timm(tmp_path / "model", "vit", num_classes=0)
+    backbone = backbone_of(tmp_path / "model")
+    backbone.check_head_reads_first_token(backbone.new_expert(task))
+
+
+def edit(folder: Path, **changed) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+
+def test_an_unknown_architecture_is_refused_with_the_nearest(tmp_path):
+    save_timm(tmp_path / "model", "resnet")
+    edit(tmp_path / "model", architecture="resnet5o")
+    with pytest.raises(UserError, match="unknown architecture") as raised:
+        check_form(tmp_path / "model")
+    assert raised.value.key.endswith("config.json: architecture")
+    assert timm.is_model(raised.value.nearest)
+    assert raised.value.nearest.startswith("resnet5")
+
+
+def test_a_folder_without_safetensors_is_refused_though_it_has_a_pickle(tmp_path):
+    model = save_timm(tmp_path / "model", "resnet")
+    (tmp_path / "model/model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "model/pytorch_model.bin")
+    with pytest.raises(UserError, match="no weights") as raised:
+        check_form(tmp_path / "model")
+    assert "pickled weights are not read" in str(raised.value)
+
+
+def test_transformers_form_is_refused_here_and_timms_there(tmp_path):
+    save_encoder(tmp_path / "vit", "vit")
+    with pytest.raises(UserError, match="no model in timm's form") as raised:
+        locate_timm(Timm(pretrained=str(tmp_path / "vit")), tmp_path, None)
+    assert (raised.value.key, "model_type vit" in str(raised.value)) == ("backbone.pretrained", True)
+    refuse_timms(tmp_path / "vit")
+    save_timm(tmp_path / "resnet", "resnet")
+    with pytest.raises(UserError, match="in timm's form") as raised:
+        refuse_timms(tmp_path / "resnet")
+    assert (raised.value.key, raised.value.expected) == ("backbone.name", "timm")
+    assert backbone_of_transformers(tmp_path / "vit").load(tmp_path / "vit", 2)
+
+
+def damage(folder: Path, how: str) -> None:
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    name = next(name for name in state if name.endswith("bn1.running_mean" if how != "head" else "fc.weight"))
+    if how == "missing":
+        del state[name]
+    elif how == "shape":
+        state[name] = state[name][:-1].clone()
+    elif how == "nan":
+        state[name][0] = torch.nan
+    elif how == "more":
+        state["layer9.weight"] = torch.ones(3)
+    elif how == "head":
+        state[name] = state[name][:2].clone()
+    save_file(state, path)
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [("missing", "Missing key"), ("shape", "size mismatch"), ("nan", "NaN"), ("more", "Unexpected key"), ("head", "size mismatch"), ("cut", "cannot load")],
+)  # fmt: skip
+def test_damaged_weights_are_refused(tmp_path, how, says):
+    save_timm(tmp_path / "model", "resnet")
+    damage(tmp_path / "model", how)
+    with pytest.raises(UserError, match=says):
+        published(tmp_path / "model", None)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"), [({"in_chans": 1}, "three channels"), ({"global_pool": ""}, "no vector an image")]
+)
+def test_what_has_no_vector_of_a_colour_image_is_refused(tmp_path, more, says):
+    if "in_chans" in more:
+        save_timm(tmp_path / "model", "resnet", **more)
+    else:
+        save_timm(tmp_path / "model", "resnet", num_classes=0)
+        edit(tmp_path / "model", model_args=more, global_pool="")
+    with pytest.raises(UserError, match=says):
+        published(tmp_path / "model", None)
+
+
+def test_a_size_that_the_architecture_cannot_see_is_refused(tmp_path):
+    save_timm(tmp_path / "model", "averaging_vit")
+    with pytest.raises(UserError, match="cannot load it at 8 pixels") as raised:
+        published(tmp_path / "model", 8)  # half a patch
+    assert raised.value.key == "backbone.image_size"
+
+
+def test_an_expert_that_computes_otherwise_is_refused_though_its_tensors_fit(tmp_path):
+    save_timm(tmp_path / "base", "tf_efficientnet_lite0")
+    save_timm(tmp_path / "other", "efficientnet_lite0")
+    with pytest.raises(UserError, match="another architecture") as raised:
+        backbone_of(tmp_path / "base").load(tmp_path / "other", 3)
+    assert raised.value.expected == "architecture tf_efficientnet_lite0"
+
+
+def test_a_published_head_has_an_output_a_class(tmp_path):
+    save_timm(tmp_path / "base", "resnet")
+    save_timm(tmp_path / "five", "resnet", num_classes=5)
+    with pytest.raises(UserError, match="an output a class") as raised:
+        backbone_of(tmp_path / "base").load(tmp_path / "five", 3)
+    assert raised.value.found == "5 outputs"
+
+
+def test_a_published_head_says_its_classes(tmp_path):
+    save_timm(tmp_path / "model", "resnet", config={"label_names": ["blue", "red", "green"]})
+    about = backbone_of(tmp_path / "model").about(tmp_path / "model")
+    assert about == {"model_type": "timm", "id2label": {0: "blue", 1: "red", 2: "green"}}
