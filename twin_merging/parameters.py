@@ -7,14 +7,23 @@ from collections.abc import Iterable, Sequence
 
 from twin_merging.errors import UserError
 
+VARIANCE = "running_var"
+STATISTICS = ("running_mean", VARIANCE, "num_batches_tracked")
+"""What a BatchNorm knows of the data that it has seen. It is no parameter: a merged model has statistics of its own."""
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor of a state dict is a BatchNorm's running statistic."""
+    return name.rpartition(".")[2] in STATISTICS
+
 
 def select(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
-    """The names that some ``include`` pattern matches in full and no ``exclude`` pattern does.
+    """The names that some ``include`` pattern matches in full and no ``exclude`` pattern does, but for running statistics.
 
     Raises:
         UserError: if a pattern is no regular expression, or nothing is left.
     """
-    names = list(names)
+    names = [name for name in names if not is_statistic(name)]
     wanted, unwanted = compiled(include, "parameters.include"), compiled(exclude, "parameters.exclude")
     chosen = [
         name

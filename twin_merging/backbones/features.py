@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 Features = dict[str, Tensor]
 """Per row, float32: ``first`` (the first token's last state), ``pooled`` (where the encoder has a pooler), ``mean`` (the
-mean of a layer's states over real tokens, which the router reads), each (rows, hidden); ``first_and_rest`` in their place
+mean of a layer's states over real tokens, or over the places of a feature map, which the router reads), each (rows, hidden); ``first_and_rest`` in their place
 where heads read the first token's last state and the mean of the others', (rows, 2 hidden). Of CLIP, ``pooled`` is the
 image's embedding, and there is no ``first``."""
 
@@ -80,12 +80,13 @@ def router_input(states: Tensor, mask: Tensor | None) -> Features:
 
 
 def token_state(states: Tensor, mask: Tensor | None, token: str) -> Tensor:
-    """Of token states (rows, tokens, hidden) one a row, (rows, hidden) in float32.
+    """Of token states (rows, tokens, hidden) one a row, (rows, hidden) in float32; a feature map's places are its tokens.
 
     Args:
         mask: which tokens are real; padding may be on either side. None: all.
         token: ``mean`` over the real ones, or the ``last`` of them.
     """
+    states = tokens_of(states)
     if mask is None:
         return states[:, -1].float() if token == "last" else states.float().mean(1)
     if token == "last":
@@ -94,9 +95,16 @@ def token_state(states: Tensor, mask: Tensor | None, token: str) -> Tensor:
     return (states.float() * real).sum(1) / real.sum(1)
 
 
+def tokens_of(states: Tensor) -> Tensor:
+    """(rows, tokens, d): token states as they are, of a feature map (rows, d, height, width) what is at each place."""
+    return states.flatten(2).mT if states.dim() == 4 else states
+
+
 def head_input(output) -> Features:
-    """Of an encoder's output, what heads read: on its device, with its gradient."""
-    pooled = getattr(output, "pooler_output", None)
+    """Of an encoder's output, what heads read: on its device, with its gradient. Of a feature map that is what its pooler gives."""
+    pooled: Any = getattr(output, "pooler_output", None)
+    if output.last_hidden_state.dim() == 4:
+        return {"pooled": pooled.flatten(1).float()}
     first = {"first": output.last_hidden_state[:, 0].float()}
     return first if pooled is None else {**first, "pooled": pooled.float()}
 

@@ -79,43 +79,6 @@ class RoutedConv1D(RoutedLinear):
         return Factors(weight.V, weight.S, weight.U) if isinstance(weight, Factors) else weight.mT
 
 
-class RoutedConv2d(Routed):
-    """A convolution as a product of its patches with one matrix an example: y_b = (W_s + Σ_t w_t Δ_t) patches(x_b)."""
-
-    bias_deltas: Any
-
-    def prepare(self, planner: Planner, deltas: dict[str, Any]) -> None:
-        weight, bias = deltas.get("weight"), deltas.get("bias")
-        self.own = None
-        if weight is not None:
-            assert isinstance(weight, Tensor)
-            self.own = self.matrix(planner, weight.flatten(2), bias)
-        self.register_buffer("bias_deltas", bias if weight is None else None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights, layer = self.mixture.weights, self.shared
-        if weights is None:
-            return layer(x)
-        self.check_rows(x)
-        if self.own is None:
-            y = layer(x)
-            return (y + mixed_by(weights, self.bias_deltas)[:, :, None, None]).to(y.dtype)
-        patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT
-        y = self.own(patches, layer.weight.flatten(1), layer.bias).mT
-        height, width = (
-            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-            for size, padding, dilation, kernel, stride in zip(
-                x.shape[-2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride, strict=True
-            )
-        )
-        return y.reshape(len(x), -1, height, width)
-
-    def merged(self, name: str, shared: Tensor) -> Tensor:
-        if self.own is None:
-            return super().merged(name, shared)
-        return self.own.merged(self.shared.weight.flatten(1), self.shared.bias)[name == "bias"].view_as(shared)
-
-
 class RoutedEmbedding(Routed):
     """Row ids of W_s + Σ_t w_t Δ_t for ids of (B, ...), or of (1, S) where all examples look up the same."""
 

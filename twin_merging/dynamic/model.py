@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from twin_merging.backbones.blocks import blocks_of, input_of, states_at
-from twin_merging.backbones.features import token_state
+from twin_merging.backbones.features import token_state, tokens_of
 from twin_merging.checkpoints import check
 from twin_merging.config import Exact, Svd, TaskArithmetic, bytes_of, merge_methods, sparsifiers
 from twin_merging.dynamic.fallback import WholeModel
@@ -25,6 +25,7 @@ from twin_merging.dynamic.routed import NotRoutable, weights_of
 from twin_merging.errors import UserError
 from twin_merging.merging.apply import merge, modularize
 from twin_merging.merging.twin import exclusive_knowledge
+from twin_merging.parameters import VARIANCE, is_statistic
 from twin_merging.sparsifiers.stored import Delta, weighted_sum
 
 
@@ -33,7 +34,8 @@ class TwinMergedModel(nn.Module):
 
     Args:
         shared: the encoder, or a whole model, with θ_s. It is changed in place: its layers become routed ones.
-        exclusive: v_t by parameter name, factored, sparse or whole.
+        exclusive: v_t by parameter name, factored, sparse or whole; by the name of a BatchNorm's running mean or variance what each
+            expert adds to the shared one's, (T, channels).
         options: how it computes, and whether it leaves experts of little weight out.
         router: its ``weights`` give w(x), (B, T); needed to route, not to answer under weights that are given. Its ``layer``
             says whose mean token states it reads, (B, d); one without a layer reads token ids and their mask, (B, S) each.
@@ -68,7 +70,16 @@ class TwinMergedModel(nn.Module):
             shared: options of the static method that makes the shared expert; Task Arithmetic without them.
             sparsifier: options of what compresses θ_t − θ_s; the SVD at rank 16 without them.
             options, router: as of the model.
+
+        Raises:
+            UserError: if the model has BatchNorm.
         """
+        if any(map(is_statistic, base.state_dict())):
+            raise UserError(
+                "BatchNorm's running statistics are found by inputs, of which there are none here", key="base",
+                found=type(base).__name__, expected="a model without BatchNorm",
+                hint="TwinMergedModel(shared, exclusive) takes them among exclusive: what each expert adds to shared's",
+            )  # fmt: skip
         shared, sparsifier = shared or TaskArithmetic(), sparsifier or Svd(rank=16)
         states = [{name: x.detach() for name, x in model.named_parameters()} for model in (base, *experts)]
         start, others = states[0], states[1:]
@@ -182,6 +193,8 @@ class TwinMergedModel(nn.Module):
         for name, delta in self.exclusive.items():
             merged = own[self._shared[name]]
             merged += weighted_sum(weights, delta).to(merged)
+            if name.endswith(VARIANCE):
+                merged.clamp_(min=0)
         return {name: own[tensor] for name, tensor in self._shared.items()}
 
     @torch.inference_mode()
@@ -205,6 +218,7 @@ class TwinMergedModel(nn.Module):
 
     def _weights(self, states: Tensor, mask: Tensor | None) -> Tensor:
         """w(x) from token states (B, S, d): the router's answer to what it reads of them, in float32 also under autocast."""
+        states = tokens_of(states)
         real = torch.ones(states.shape[:2], device=states.device) if mask is None else mask
         with torch.autocast(states.device.type, enabled=False):
             return self.router.weights(token_state(states, real, getattr(self.router, "token", "mean")))

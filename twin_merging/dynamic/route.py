@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from twin_merging.dynamic.attention import RoutedAttention
+from twin_merging.dynamic.batch_norm import RoutedBatchNorm, is_batch_norm
+from twin_merging.dynamic.convolution import RoutedConv2d, is_convolution
 from twin_merging.dynamic.fallback import RoutedByExample, warn
 from twin_merging.dynamic.image_tower import IMAGE_TOWER, RoutedImageTower, RoutedTokens
 from twin_merging.dynamic.layers import (
     RoutedConv1D,
-    RoutedConv2d,
     RoutedEmbedding,
     RoutedLayerNorm,
     RoutedLinear,
@@ -22,6 +23,7 @@ from twin_merging.dynamic.layers import (
 from twin_merging.dynamic.mixture import Mixture
 from twin_merging.dynamic.plan import Planner
 from twin_merging.dynamic.routed import Routed
+from twin_merging.parameters import is_statistic
 from twin_merging.sparsifiers.sparse import Sparse
 from twin_merging.sparsifiers.stored import Delta, multiplied_out
 from twin_merging.sparsifiers.svd import Factors
@@ -53,7 +55,7 @@ def route(encoder: nn.Module, deltas: Mapping[str, Delta], mixture: Mixture, pla
 
     Args:
         encoder: holds the shared expert's weights.
-        deltas: exclusive knowledge by parameter name.
+        deltas: exclusive knowledge by parameter name, and what each expert adds to running statistics.
         mixture: where the routed modules read the batch's weights.
         planner: chooses how they compute.
 
@@ -64,7 +66,8 @@ def route(encoder: nn.Module, deltas: Mapping[str, Delta], mixture: Mixture, pla
     owners = _owners(encoder)
     for name, delta in deltas.items():
         kept = multiplied_out(delta) if isinstance(delta, Sparse) else delta
-        for owner, parameter in owners[encoder.get_parameter(name)]:
+        tensor = encoder.get_buffer(name) if is_statistic(name) else encoder.get_parameter(name)
+        for owner, parameter in owners[tensor]:
             by_module.setdefault(owner, {})[parameter] = kept
     whole = _with_positions(encoder, by_module)
     for name in sorted(by_module, key=lambda name: -name.count(".") if name else 1):  # the innermost first
@@ -87,7 +90,7 @@ def _with_positions(encoder: nn.Module, routed: Collection[str]) -> list[str]:
 
 
 def _owners(encoder: nn.Module) -> dict[Tensor, list[tuple[str, str]]]:
-    """By parameter, (module, name): where it is read."""
+    """By parameter, or running statistic, (module, name): where it is read."""
     owners: dict[Tensor, list[tuple[str, str]]] = {}
     for name, module in encoder.named_modules():
         outer, _, last = name.rpartition(".")
@@ -95,6 +98,9 @@ def _owners(encoder: nn.Module) -> dict[Tensor, list[tuple[str, str]]]:
         for parameter, tensor in module.named_parameters(recurse=False):
             # an attention reads the weight of its projection by itself
             owners.setdefault(tensor, []).append((outer, f"out_proj.{parameter}") if inner else (name, parameter))
+        for buffer, tensor in module.named_buffers(recurse=False):
+            if is_statistic(buffer):
+                owners.setdefault(tensor, []).append((name, buffer))
     return owners
 
 
@@ -128,13 +134,10 @@ def _form(shared: nn.Module, deltas: Mapping[str, Factors | Tensor]) -> type[Rou
         return RoutedLayerNorm  # a subclass that gives its input's dtype back, as this form does
     if name == "VisionTransformer" and set(deltas) <= set(IMAGE_TOWER) and hasattr(shared, "positional_embedding"):
         return RoutedImageTower
-    if (
-        type(shared) is nn.Conv2d
-        and shared.groups == 1
-        and shared.padding_mode == "zeros"
-        and shared.padding not in ("same", "valid")
-    ):
+    if is_convolution(shared):
         return RoutedConv2d
+    if is_batch_norm(shared):
+        return RoutedBatchNorm
     if name.endswith(SCALES) and all(delta.dim() == 2 for delta in deltas.values() if isinstance(delta, Tensor)):
         return RoutedScale
     return RoutedTokens if name in TOKENS else RoutedByExample

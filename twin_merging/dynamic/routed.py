@@ -174,9 +174,10 @@ class exchanged:
 
 
 def holder(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
-    """The dictionary that holds a module's parameter of this name, and its name there."""
+    """The dictionary that holds a module's parameter or buffer of this name, and its name there."""
     outer, _, last = name.rpartition(".")
-    return module.get_submodule(outer)._parameters, last
+    owner = module.get_submodule(outer)
+    return (owner._buffers if last in owner._buffers else owner._parameters), last
 
 
 def weights_of(mixture: Mixture) -> Tensor:
