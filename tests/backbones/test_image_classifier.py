@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from backbones.tiny_batchnorm import save_resnet
 from PIL import Image
 from tiny_images import backbone_of, colour_task, png, save_encoder
-from transformers import AutoImageProcessor, ResNetConfig, ResNetForImageClassification
+from transformers import AutoImageProcessor
 
 from twin_merging.backbones.features import read_by_head
 from twin_merging.config import Exact, FullFineTuning, LoraFineTuning
@@ -23,12 +25,13 @@ from twin_merging.experts.lora import lora_fine_tuning
 from twin_merging.sparsifiers.svd import Factors
 from twin_merging.tasks.base import Split, Task
 
-KINDS = ["dinov2", "vit"]
+KINDS = ["dinov2", "vit", "resnet"]
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def folder(request, tmp_path_factory):
-    return save_encoder(tmp_path_factory.mktemp(request.param), request.param)
+    save = save_resnet if request.param == "resnet" else partial(save_encoder, kind=request.param)
+    return save(tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def test_the_model_sees_what_its_processor_makes(folder, task):
     expected = AutoImageProcessor.from_pretrained(folder)(images, return_tensors="pt")["pixel_values"]
     found = backbone.batch(inputs, [0, 1, 2])["pixel_values"]
     torch.testing.assert_close(found, expected, rtol=0, atol=0.5 / 255 / 0.2 + 1e-5)  # half a step of rounding, over σ
-    assert inputs.lengths == [17] * 3
+    assert inputs.lengths == [16 if folder.name.startswith("resnet") else 17] * 3
     assert backbone.batch(inputs, [1])["pixel_values"].equal(found[1:2])
 
 
@@ -67,7 +70,8 @@ def test_heads_answer_from_features_as_the_whole_model_does(folder, task):
     with torch.inference_mode():
         expected = model(**backbone.batch(inputs, range(len(inputs.rows)))).logits
     torch.testing.assert_close(head(features), expected, rtol=0, atol=1e-5)
-    assert read_by_head(features) == ("first_and_rest" if model.config.model_type == "dinov2" else "first")
+    read = {"dinov2": "first_and_rest", "vit": "first", "resnet": "pooled"}
+    assert read_by_head(features) == read[model.config.model_type]
 
 
 def test_a_twin_answers_each_image_under_its_own_weights(folder, task):
@@ -82,6 +86,7 @@ def test_a_twin_answers_each_image_under_its_own_weights(folder, task):
         if tensor.dim() == 2
         else drawn(2, *tensor.shape)
         for name, tensor in start.items()
+        if tensor.is_floating_point()
     }
     twin = TwinMergedModel(backbone.encoder_with(start), kept, Exact())
     inputs = backbone.inputs(task, "test", range(5))
@@ -91,13 +96,17 @@ def test_a_twin_answers_each_image_under_its_own_weights(folder, task):
         merged = backbone.encoder_with(twin.merge_for(weights[row]))
         alone = backbone.encode(merged, backbone.inputs(task, "test", [row]), 1, "test")
         for name, value in alone.items():
-            torch.testing.assert_close(found[name][row], value[0], rtol=0, atol=1e-5)
+            torch.testing.assert_close(found[name][row], value[0], rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_it_learns(folder, task, kind, tmp_path):
     backbone = backbone_of(folder)
     options = {"epochs": 6, "lr": 3e-3, "head_lr": 1e-2, "batch_size": 8}
+    if (folder.name.startswith("resnet"), kind) == (True, "lora"):
+        with pytest.raises(UserError, match="no layer to adapt"):
+            lora_fine_tuning(backbone, task, LoraFineTuning(**options, rank=4), 0, tmp_path / "expert", tmp_path)
+        return
     if kind == "full":
         full_fine_tuning(backbone, task, FullFineTuning(**options), 0, tmp_path / "expert", tmp_path / "scratch")
     else:
@@ -131,16 +140,6 @@ def test_a_folder_without_an_image_processor_is_refused(tmp_path, task):
     with pytest.raises(UserError, match="cannot be read") as raised:
         backbone_of(folder).inputs(task, "test")
     assert raised.value.key == "backbone.pretrained"
-
-
-def test_running_statistics_of_batches_are_refused(tmp_path):
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=2)
-    folder = save_encoder(tmp_path, "vit")  # with its image processor
-    ResNetForImageClassification(config).save_pretrained(folder)
-    with pytest.raises(UserError, match="running statistics") as raised:
-        backbone_of(folder).load(folder, 2)
-    assert raised.value.key == "backbone.pretrained"
-    assert "BatchNorm2d" in raised.value.found
 
 
 def test_the_chosen_epoch_is_restored_whole(folder, task, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backbones.tiny_batchnorm import save_resnet
 from oracles import fisher as oracle
 from tiny_clip import backbone_of as clip_of
 from tiny_clip import save_clip
@@ -20,7 +21,7 @@ from twin_merging.backbones import squares, statistics
 from twin_merging.backbones.unpacked import unpacked
 from twin_merging.errors import UserError
 
-KINDS = ["vit", "dinov2", "deit", "clip"]
+KINDS = ["vit", "dinov2", "deit", "clip", "resnet"]
 TRUTH = [0, 2, 1, 1, 0]
 
 
@@ -34,6 +35,8 @@ def exact(backbone: Any) -> Any:
 def some_backbone(folder: Path, kind: str, **options) -> Any:
     if kind == "clip":
         return exact(clip_of(save_clip(folder), **options))
+    if kind == "resnet":
+        return exact(encoder_of(save_resnet(folder), **options))
     save_encoder(folder, "vit" if kind == "deit" else kind)
     if kind == "deit":
         sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -50,6 +53,9 @@ def expert_of(backbone: Any) -> tuple[Any, Any]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.add_(torch.rand_like(buffer))
     return model, backbone.inputs(task, "test", range(5))
 
 

@@ -238,6 +238,7 @@ class EncoderBackbone(ABC):
     def _check_report(self, model: PreTrainedModel, report: dict, source: Path, new_head: bool) -> None:
         prefix = model.base_model_prefix + "."
         needed = [name for name in model.state_dict() if not new_head or name.startswith(prefix)]
+        needed = [name for name in needed if not name.endswith(".num_batches_tracked")]  # a count that many leave out
         # a bare encoder may come without the pooler that a classifier adds; only then is it initialized
         poolers = [name for name in needed if new_head and ".pooler." in name and name in report["missing_keys"]]
         _initialize_alike(model, poolers)

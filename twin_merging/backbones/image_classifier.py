@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from twin_merging.ahead import ahead, processors
 from twin_merging.backbones.encoders import Batch, EncoderBackbone
-from twin_merging.backbones.features import Features, head_input
+from twin_merging.backbones.features import Features, head_input, tokens_of
 from twin_merging.backbones.pixels import PIXELS, Pixels
 from twin_merging.backbones.rows import Inputs, Row
 from twin_merging.errors import UserError
@@ -29,7 +29,7 @@ AHEAD = 2  # batches in memory: one that the model works on, and one that is mad
 class ImageClassifierBackbone(EncoderBackbone):
     """Images, one a row, resized and cut to ``image_size`` as the model's own processor does it.
 
-    Heads read the first token's last state or, as DINOv2's do, also the mean of the others'.
+    Heads read the first token's last state or, as DINOv2's do, also the mean of the others', or a pooled feature map.
     """
 
     classifier: ClassVar[Any] = AutoModelForImageClassification
@@ -114,20 +114,12 @@ class ImageClassifierBackbone(EncoderBackbone):
         self.processor.save_pretrained(folder)
 
     def head_input(self, output: Any) -> Features:
+        if output.last_hidden_state.dim() == 4:
+            return head_input(output)
         if not self._reads_rest:
             return {"first": head_input(output)["first"]}
         states = output.last_hidden_state.float()
         return {"first_and_rest": torch.cat([states[:, 0], states[:, 1:].mean(1)], 1)}
-
-    def _check_report(self, model: PreTrainedModel, report: dict, source: Path, new_head: bool) -> None:
-        super()._check_report(model, report, source, new_head)
-        for name, module in self.encoder(model).named_modules():
-            if getattr(module, "running_mean", None) is not None:
-                raise UserError(
-                    "running statistics of batches are of no merged model", key="backbone.pretrained",
-                    found=f"{type(model).__name__} with {name} ({type(module).__name__})",
-                    expected="an image encoder without BatchNorm, such as ViT, DeiT or DINOv2",
-                )  # fmt: skip
 
     @staticmethod
     def _side(processor: Any) -> int:
@@ -147,8 +139,12 @@ class ImageClassifierBackbone(EncoderBackbone):
 
     @cached_property
     def _tokens(self) -> int:
-        """What an image is to the encoder: patches, and tokens of the model's own."""
+        """What an image is to the encoder: patches, and tokens of the model's own; or places of its last feature map."""
         side, config = self.side, self._skeleton.config
+        if not hasattr(config, "patch_size"):
+            with torch.inference_mode():
+                states = self._skeleton.eval()(torch.zeros(1, 3, side, side, device=self.device)).last_hidden_state
+            return tokens_of(states).shape[1]
         patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
         return (side // patch) ** 2 + 1 + getattr(config, "num_register_tokens", 0)
 

@@ -13,6 +13,7 @@ from twin_merging import assets
 from twin_merging.checksums import sha256_of
 from twin_merging.errors import UserError
 from twin_merging.mirror.folder import MANIFEST, find_model
+from twin_merging.parameters import is_statistic
 
 ASSET = "asset:"
 HASHED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja")
@@ -93,6 +94,12 @@ def largest_rank(folder: Path) -> int | None:
     return max(ranks, default=None)
 
 
+def has_running_statistics(folder: Path) -> bool:
+    """Whether the checkpoint is of a model with BatchNorm, read from the files' headers alone."""
+    names = (name for file in sorted(folder.glob("*.safetensors")) for name in _entries(file))
+    return any(map(is_statistic, names))
+
+
 def layers_of(folder: Path) -> int | None:
     """The number of layers that the model's config.json names, if it does so in the usual way."""
     return read_config(folder).get("num_hidden_layers")
@@ -118,6 +125,11 @@ def checkpoint_bytes(folder: Path) -> int:
 
 
 def _shapes(file: Path) -> list[list[int]]:
+    return [entry["shape"] for entry in _entries(file).values()]
+
+
+def _entries(file: Path) -> dict[str, Any]:
+    """What the header says of each tensor."""
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
@@ -127,7 +139,7 @@ def _shapes(file: Path) -> list[list[int]]:
         raise UserError(
             "a damaged safetensors file", key=str(file), found=found, hint="fetch or copy it again"
         ) from error
-    return [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}
 
 
 def _fingerprint(folder: Path, key: str, patterns: Sequence[str], bare: bool = False) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from twin_merging.dynamic.routed import instead_of
@@ -23,6 +24,8 @@ def rule_of(module: nn.Module) -> Rule | None:
     if isinstance(module, nn.Conv2d) and (
         module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str)
     ):
+        return None
+    if isinstance(module, _BatchNorm) and (module.running_mean is None or module.weight is None):
         return None
     return RULES.get(type(module)) or NAMED.get(f"{type(module).__module__}.{type(module).__name__}")
 
@@ -61,6 +64,16 @@ def _layer_norm(module: Any, states: Tensor, gradient: Tensor, totals: Totals) -
     totals["weight"] += _over_tokens(gradient.to(dtype) * normal, dtype).square().sum(0)
     if "bias" in totals:
         totals["bias"] += _over_tokens(gradient, dtype).square().sum(0)
+
+
+def _batch_norm(module: Any, states: Tensor, gradient: Tensor, totals: Totals) -> None:
+    """As it answers, by running statistics: of (B, channels, ...), one gain and shift a channel."""
+    dtype = totals["weight"].dtype
+    shape = (1, -1, *[1] * (states.dim() - 2))
+    mean, variance = (each.to(dtype).view(shape) for each in (module.running_mean, module.running_var))
+    normal = (states.to(dtype) - mean) * (variance + module.eps).rsqrt()
+    for name, each in (("weight", gradient.to(dtype) * normal), ("bias", gradient.to(dtype))):
+        totals[name] += each.flatten(2).sum(2).square().sum(0) if each.dim() > 2 else each.square().sum(0)
 
 
 def _scale(module: nn.Module, states: Tensor, gradient: Tensor, totals: Totals) -> None:
@@ -109,6 +122,8 @@ RULES: dict[type, Rule] = {
     NonDynamicallyQuantizableLinear: linear,
     nn.Conv2d: _convolution,
     nn.LayerNorm: _layer_norm,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
     nn.Embedding: _embedding,
 }
 NAMED: dict[str, Rule] = {

@@ -36,6 +36,9 @@ class ImageClassifier:
         PIXELS,
         "disk that a task's images may take up decoded, for all passes; a larger task's are decoded anew; null: none",
     )
+    batchnorm_rows: int = option(
+        256, "training images of each task by which a merged model's BatchNorm statistics are found, at most", low=2
+    )
     trust_remote_code: bool = option(False, "run modelling code that comes with the weights")
     domain: ClassVar[str] = IMAGES
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from twin_merging.backbones.sequence_classifier import SequenceClassifierBackbon
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import backbones, routers
 from twin_merging.merging.emr import task_vectors
+from twin_merging.pipeline import batchnorm_stages
 from twin_merging.pipeline.environment import resolve_device
 from twin_merging.pipeline.pixels import kept
 from twin_merging.pipeline.routing_stages import read, reads_tokens
@@ -32,6 +33,7 @@ from twin_merging.tasks.base import TEST, Task
 
 FEATURES = "features.safetensors"
 MADE = "made.safetensors"
+STATISTICS = "statistics.safetensors"
 
 
 def backbone_of(stages: Stages) -> EncoderBackbone:
@@ -106,9 +108,14 @@ def expert_weights(stages: Stages) -> list[Checkpoint]:
 
 def with_own(stages: Stages, weights: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
     """An encoder's weights, but what does not merge has the values of one task's expert."""
-    selected = parameters.select(weights, stages.run.parameters.include, stages.run.parameters.exclude)
-    left_out, expert = set(weights) - set(selected), expert_weights(stages)[index]
+    left_out, expert = keeps(stages, weights), expert_weights(stages)[index]
     return {name: expert[name] if name in left_out else tensor for name, tensor in weights.items()}
+
+
+def keeps(stages: Stages, weights: Iterable[str]) -> set[str]:
+    """The parameters that do not merge; statistics, which are of the whole encoder's, are none."""
+    selected = parameters.select(weights, stages.run.parameters.include, stages.run.parameters.exclude)
+    return {name for name in set(weights) - set(selected) if not parameters.is_statistic(name)}
 
 
 def read_all(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -142,6 +149,13 @@ def features_of(stages: Stages, stage: Stage, tasks: list[Task]) -> dict[str, Fe
 
 
 def exclusive_of(stages: Stages) -> dict[str, Delta]:
+    """v_t of every parameter, and of a BatchNorm's statistics what each expert adds to the shared encoder's."""
+    statistics = [Checkpoint(stages.get(stage).path(STATISTICS)) for stage in batchnorm_stages.exclusive(stages)]
+    return {**compressed_of(stages), **{name: each[name] for each in statistics for name in each}}
+
+
+def compressed_of(stages: Stages) -> dict[str, Delta]:
+    """v_t of every parameter."""
     stored = Checkpoint(stages.get(stages.exclusive).path("exclusive.safetensors"))
     if stages.is_elected:
         return dict(task_vectors(stored))

@@ -24,6 +24,7 @@ from twin_merging.evaluation.scoring import average_normalized, normalized
 from twin_merging.evaluation.selection import choose, refuse_test
 from twin_merging.merging.apply import merge
 from twin_merging.merging.method import kind_of
+from twin_merging.pipeline import batchnorm
 from twin_merging.pipeline.artefacts import (
     ENCODER,
     FEATURES,
@@ -35,6 +36,7 @@ from twin_merging.pipeline.artefacts import (
     expert_weights,
     heads_of,
     inputs_of,
+    keeps,
     read_all,
     read_by_router,
     routing_weights,
@@ -100,8 +102,9 @@ def merged(stages: Stages, method: Any, folder: Path, scratch: Path) -> None:
         choice = _chosen_from_grid(stages, method)
         choices.append(choice)
         method = replace(method, **{choice["what"]: choice["chosen"]})
-    checkpoints.save(_merge(stages, method), folder / ENCODER)
-    (folder / "choices.json").write_text(json.dumps(choices))
+    weights, seen = batchnorm.refreshed(stages, _merge(stages, method), method.name)
+    checkpoints.save(weights, folder / ENCODER)
+    (folder / "choices.json").write_text(json.dumps([*choices, *seen]))
 
 
 def _merge(stages: Stages, method: Any) -> dict[str, Tensor]:
@@ -125,9 +128,11 @@ def _chosen_from_grid(stages: Stages, method: Any) -> dict[str, Any]:
     rows_of = [inputs_of(stages, task, VALIDATION) for task in tasks]
     for value, weights in _candidates(stages, method, key):
         encoder, ratios = encoder_with(stages, weights), []
+        if not stages.answers_with_own or not keeps(stages, weights):
+            batchnorm.refresh(stages, encoder, tasks, f"{key} {value:g}")
         for index, (task, rows, reference) in enumerate(zip(tasks, rows_of, references, strict=True)):
             if stages.answers_with_own:
-                encoder.load_state_dict(with_own(stages, weights, index))
+                batchnorm.take_own(stages, encoder, weights, index)
             features = backbone.encode(encoder, rows, stages.run.evaluation.batch_size, f"{key} {value:g}: {task.name}")
             ratios.append(
                 normalized(
@@ -185,7 +190,7 @@ def encoded(
     tensors: dict[str, Tensor] = {}
     for name in names:
         if own:
-            model.load_state_dict(with_own(stages, weights, stages.names.index(name)))
+            batchnorm.take_own(stages, model, weights, stages.names.index(name))
         inputs = inputs_of(stages, task_of(stages, name), split, rows)
         features = backbone.encode(
             model, inputs, stages.run.evaluation.batch_size, f"{label}: {name}", layer=layer, for_router=for_router

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from twin_merging.pipeline.artefacts import ENCODER, inputs_of, task_of
+from twin_merging.pipeline.artefacts import ENCODER, STATISTICS, inputs_of, task_of
 from twin_merging.pipeline.cache import Artefact
 from twin_merging.pipeline.data_methods import size_of_heads
 from twin_merging.pipeline.graph import Graph
@@ -48,7 +48,9 @@ def stored(stages: Stages) -> dict[str, dict[str, int]]:
     parameters, size = size_of(stages.get(stages.base), ENCODER)
     found["encoder"] = (parameters * encoders, size * encoders)
     if stages.is_dynamic:
-        found["exclusive"] = size_of(stages.get(stages.exclusive), "exclusive.safetensors")
+        files = zip(stages.knowledge, ("exclusive.safetensors", STATISTICS), strict=False)
+        sizes = [size_of(stages.get(stage), name) for stage, name in files]
+        found["exclusive"] = (sum(numbers for numbers, _ in sizes), sum(size for _, size in sizes))
     if stages.trains_router:
         found["router"] = size_of(stages.get(stages.router), "router.safetensors")
     found["heads"] = size_of_heads(stages)
@@ -95,7 +97,7 @@ def _sum(tasks: Iterable[list[int]]) -> int:
 
 def _made(stages: Stages) -> list[Stage]:
     made: list[Stage] = [stages.shared, *stages.learned]
-    made += [stages.exclusive] if stages.is_dynamic else []
+    made += [*stages.knowledge] if stages.is_dynamic else []
     return made + ([stages.router] if stages.trains_router else [])
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from twin_merging import checkpoints, parameters
-from twin_merging.backbones import statistics
+from twin_merging.backbones import batchnorm, statistics
 from twin_merging.backbones.features import Features, Head, read_by_head
 from twin_merging.backbones.products import faster_products
 from twin_merging.checkpoints import Checkpoint
@@ -153,20 +153,40 @@ def coefficients(stages: Stages, method: Any, folder: Path, scratch: Path) -> No
 
 
 def _entropy_of(stages: Stages, tasks: list[Task], encoder: Any, method: Any) -> Callable[[], float]:
-    """A function that runs each task's next batch through the encoder and its head, and goes back from Σ_t mean entropy."""
+    """A function that runs each task's next batch through the encoder and its head, and goes back from Σ_t mean entropy.
+
+    BatchNorm, which has no statistics of an encoder that changes at every step, normalizes the batches of all tasks together
+    by their own, as those of the encoder that λ merges to are found; they go through in one pass. Other encoders see one
+    task after the other, in the memory of one.
+    """
     backbone, heads = backbone_of(stages), heads_of(stages)
     generator = torch.Generator().manual_seed(stages.run.seed)
     inputs = [inputs_of(stages, task, method.inputs) for task in tasks]
     order = [surgery.shuffled(len(mine.rows), method.batch_size, generator) for mine in inputs]
     for head in heads.values():
         head.requires_grad_(False)
+    layers, each = batchnorm.norms(encoder), list(range(len(tasks)))
+    passes = [each] if layers else [[index] for index in each]
 
     def backward() -> float:
         total = 0.0
-        for task, mine, batches in zip(tasks, inputs, order, strict=True):
-            batch = backbone.batch(mine, next(batches).tolist())
-            with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.autocast):
-                loss = entropy(heads[task.name].logits(backbone.head_input(encoder(**batch)))).mean()
+        for passed in passes:
+            batches = [backbone.batch(inputs[index], next(order[index]).tolist()) for index in passed]
+            together = (
+                {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]} if layers else batches[0]
+            )
+            with (
+                torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.autocast),
+                batchnorm.by_batch(layers),
+            ):
+                read = backbone.head_input(encoder(**together))
+                logits = [
+                    heads[tasks[index].name].logits(
+                        {name: value.tensor_split(len(passed))[place] for name, value in read.items()}
+                    )
+                    for place, index in enumerate(passed)
+                ]
+                loss = torch.stack([entropy(each).mean() for each in logits]).sum()
             loss.backward()
             total += loss.item()
         return total

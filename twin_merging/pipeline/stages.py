@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from twin_merging.backbones.sources import has_running_statistics
 from twin_merging.config import (
     Rows,
     RunConfig,
@@ -18,6 +19,7 @@ from twin_merging.config import (
 from twin_merging.experts.published import source_of
 from twin_merging.merging.method import can_draw
 from twin_merging.pipeline import (
+    batchnorm_stages,
     data_stages,
     exclusive_stages,
     expert_stages,
@@ -52,6 +54,11 @@ class Stages(Graph):
         self.is_surgery = hasattr(self.method, "merge")
         self.is_elected = self.method.name == "emr"
         self.is_dynamic = self.is_twin or self.is_elected
+
+    @cached_property
+    def has_statistics(self) -> bool:
+        """Whether the backbone has BatchNorm, whose running statistics a merged encoder needs of its own."""
+        return has_running_statistics(self.backbone_source.folder)
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -124,13 +131,15 @@ class Stages(Graph):
         if can_draw(component.load()):  # seeds of a sweep that change nothing share the merge and its grid
             options["seed"] = self.run.seed
         inputs: tuple[Stage, ...] = (self.base, *self.experts, *data_stages.statistics(self, method))
+        seen = batchnorm_stages.data(self)
+        options |= batchnorm_stages.determining(self)
         if getattr(method, "grid", None):
             options["excluded"] = self.run.evaluation.excluded
             options |= {"precision": self.precision, **self.reading}
-            inputs = (*inputs, *(self.data(name) for name in self.names))
+            seen = tuple(map(self.data, self.names))
         else:
             options["method"] = to_plain(replace(method, grid=None) if hasattr(method, "grid") else method)
-        return Stage("merge", method.name, options, inputs, by("compute", "merged", self, method))
+        return Stage("merge", method.name, options, (*inputs, *seen), by("compute", "merged", self, method))
 
     @cached_property
     def shared(self) -> Stage:
@@ -148,6 +157,11 @@ class Stages(Graph):
     def exclusive(self) -> Stage:
         """v_t of every task, compressed; of emr, what all tasks share of their τ_t, and which of it is whose."""
         return exclusive_stages.elected(self) if self.is_elected else exclusive_stages.compressed(self)
+
+    @property
+    def knowledge(self) -> tuple[Stage, ...]:
+        """All that a dynamic model is made of beside its shared encoder."""
+        return (self.exclusive, *batchnorm_stages.exclusive(self))
 
     def encoded(
         self, encoder: Stage, split: str, names: list[str], label: str, layer: int = -1, for_router: bool = False,
@@ -168,8 +182,8 @@ class Stages(Graph):
             options["rows"] = rows
         inputs: tuple[Stage, ...] = (encoder, *(self.data(name) for name in names))
         if own:
-            options["parameters"] = to_plain(self.run.parameters)
-            inputs = (*inputs, *self.experts)
+            options |= {"parameters": to_plain(self.run.parameters), **batchnorm_stages.determining(self)}
+            inputs = (*inputs, *self.experts, *batchnorm_stages.data(self))
         load = by("compute", "encoded", self, encoder, split, names, label, layer, for_router, rows, own)
         return Stage("encode", f"{split} rows by {label}", options, inputs, load)
 
@@ -211,7 +225,7 @@ class Stages(Graph):
             "inference": determining(self.run.inference), "code": inferences[self.run.inference.name].code_hash(), "router": self.run.router.name, "precision": self.precision,
             **self.reading, "layer": getattr(self.run.router, "layer", None),
         }  # fmt: skip
-        inputs = (self.shared, self.exclusive, *self.routing, *(self.data(name) for name in self.evaluated))
+        inputs = (self.shared, *self.knowledge, *self.routing, *(self.data(name) for name in self.evaluated))
         if self.answers_with_own:
             options["parameters"] = to_plain(self.run.parameters)
             inputs = (*inputs, *self.experts)
@@ -233,9 +247,11 @@ class Stages(Graph):
 
     @property
     def learned(self) -> tuple[Stage, ...]:
-        """What heads need that are not the experts' own: surgery's adapters, or those of joint training."""
+        """What is learned of inputs beside the encoder: surgery's adapters, joint training's heads, or each expert's statistics."""
         if self.is_surgery:
             return (data_stages.adapters(self),)
+        if self.is_dynamic:
+            return batchnorm_stages.exclusive(self)
         return (data_stages.joint(self),) if self.is_joint else ()
 
     @cached_property

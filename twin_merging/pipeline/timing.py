@@ -57,7 +57,7 @@ def stage(stages: Stages) -> Stage:
     }  # fmt: skip
     if stages.is_dynamic:
         options["inference"] = to_plain(run.inference)
-        inputs = (*inputs, stages.shared, stages.exclusive)
+        inputs = (*inputs, stages.shared, *stages.knowledge)
     if stages.trains_router:
         inputs = (*inputs, stages.router)
     label = f"{options['rows']} rows by {'one encoder' if options['way'] == 'static' else stages.label}"

@@ -44,7 +44,7 @@ def stage(stages: Stages) -> Stage:
     answered = [] if stages.is_ensemble else [stages.encoded_by_shared(VALIDATION, stages.answers_with_own)]
     if stages.is_dynamic:
         options |= {"inference": determining(run.inference), "code": inferences[run.inference.name].code_hash()}
-        answered = [stages.shared, stages.exclusive]
+        answered = [stages.shared, *stages.knowledge]
     routing = (stages.router, *routing_stages.read(stages, VALIDATION)) if stages.trains_router else ()
     references = [stages.encoded_by_expert(index, VALIDATION) for index in range(len(stages.names))]
     inputs = (*stages.experts, *references, *answered, *routing, *stages.learned)

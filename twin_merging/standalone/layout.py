@@ -9,7 +9,7 @@ from torch import Tensor
 
 from twin_merging.errors import UserError
 from twin_merging.mapped import MappedCheckpoint
-from twin_merging.parameters import compiled, select
+from twin_merging.parameters import compiled, is_statistic, select
 from twin_merging.safetensors_format import Entry
 from twin_merging.standalone.adapters import Adapter
 from twin_merging.standalone.names import Renamed, is_output, prefixes, renamed, tied_input, ties, vocabulary
@@ -55,6 +55,11 @@ def plan(options: MergeOptions, base: Source, experts: Sequence[Source]) -> Layo
     if base.is_adapter:
         raise UserError("an adapter is no base", key="base", found=base.given, expected="the model it was trained on")
     entries = base.weights.entries
+    if any(map(is_statistic, entries)):
+        raise UserError(
+            "BatchNorm's running statistics are found by images, of which a merge of files has none", key="base", found=base.given,
+            expected="a model without BatchNorm", hint="run.py with backbone=... merges it and finds them on training images",
+        )  # fmt: skip
     floating = [name for name, entry in entries.items() if entry.dtype.is_floating_point]
     layout = Layout(base.weights, selected=select(floating, options.parameters.include, options.parameters.exclude))
     for expert in experts:
