@@ -15,18 +15,21 @@ from oracles import batchnorm as oracle
 from safetensors.torch import load_file
 
 from twin_merging.compose import plan
+from twin_merging.dynamic.model import TwinMergedModel
 from twin_merging.errors import UserError
 from twin_merging.evaluation.heads import oracle_answers
 from twin_merging.evaluation.metrics import metrics
 from twin_merging.parameters import is_statistic
 from twin_merging.pipeline import artefacts, batchnorm_stages
 from twin_merging.pipeline.cache import Cache
+from twin_merging.pipeline.compute import dynamic_features
 from twin_merging.pipeline.stage import upstream
 from twin_merging.pipeline.stages import ENCODER, Stages
 from twin_merging.tasks.base import Task
 
 ROWS = 20
 GRID = [0.2, 0.6, 1.0]
+KEEP = {"twin": ("sparsifier=magnitude", "sparsifier.fraction=0.3", "router=oracle")}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,10 @@ def job(place: Path, encoder: str, *arguments: str) -> Stages:
     ]  # fmt: skip
     (run,) = plan(given, multirun=False).jobs
     return Stages(run, Cache(Path(run.paths.cache)))
+
+
+def result_of(stages: Stages) -> dict[str, Any]:
+    return stages.get(stages.result).json("result.json")
 
 
 def batch_of(stages: Stages, tasks: list[Task], rows: int = ROWS) -> dict[str, torch.Tensor]:
@@ -138,6 +145,64 @@ def test_fewer_rows_than_are_asked_for_are_as_many_of_each_task(place):
     counts = [len(task.splits["train"]) for task in artefacts.tasks_of(stages)]
     assert counts == [48, 47]
     assert choice["rows"] == 2 * 47
+
+
+@pytest.mark.parametrize("method", ["twin", "emr"])
+def test_each_expert_adds_what_its_merged_model_finds_on_its_own_rows(place, method):
+    stages = job(place, "resnet", f"merge_method={method}", *KEEP.get(method, ()))
+    shared, tasks = load_file(stages.get(stages.shared).path(ENCODER)), artefacts.tasks_of(stages)
+    knowledge = artefacts.exclusive_of(stages)
+    assert {name for name in knowledge if is_statistic(name)} == {
+        name for name, tensor in shared.items() if is_statistic(name) and tensor.is_floating_point()
+    }
+    model = TwinMergedModel(artefacts.encoder_with(stages, shared), knowledge)
+    each = [model.merge_for(torch.eye(2)[index]) for index in range(2)]
+    for task, merged in zip(tasks, each, strict=True):
+        check_statistics(stages, merged, batch_of(stages, [task]))
+    mixed = model.merge_for(torch.tensor([0.3, 0.7]))
+    for name in shared:
+        if name.endswith(("running_mean", "running_var")):
+            torch.testing.assert_close(mixed[name], 0.3 * each[0][name] + 0.7 * each[1][name], rtol=1e-4, atol=1e-5)
+    (choice,) = [
+        choice for choice in result_of(stages)["choices"] if choice["what"].startswith("BatchNorm statistics of")
+    ]
+    assert (choice["split"], choice["rows"]) == ("unlabelled train inputs", 2 * ROWS)
+
+
+def test_rows_of_a_twin_are_answered_as_by_a_plain_model_of_each(place):
+    stages = job(place, "resnet", "merge_method=twin", *KEEP["twin"])
+    tasks, backbone = artefacts.tasks_of(stages), artefacts.backbone_of(stages)
+    weights = {task.name: torch.rand(6, 2, generator=torch.Generator().manual_seed(0)).softmax(-1) for task in tasks}
+    found, _ = dynamic_features(stages, tasks, weights, "test", [6, 6])
+    merged = TwinMergedModel(
+        artefacts.encoder_with(stages, load_file(stages.get(stages.shared).path(ENCODER))),
+        artefacts.exclusive_of(stages),
+    )
+    for task in tasks:
+        for row in range(6):
+            plain = artefacts.encoder_with(stages, merged.merge_for(weights[task.name][row]))
+            alone = backbone.encode(plain, backbone.inputs(task, "test", [row]), 1, "test")
+            torch.testing.assert_close(found[task.name]["pooled"][row], alone["pooled"][0], rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_twins_statistics_take_up_is_counted(place):
+    stages = job(place, "resnet", "merge_method=twin", *KEEP["twin"])
+    costs = result_of(stages)["costs"]["stored"]["exclusive"]
+    statistics = load_file(stages.get(batchnorm_stages.exclusive(stages)[0]).path(artefacts.STATISTICS))
+    vectors = load_file(stages.get(stages.exclusive).path("exclusive.safetensors"))
+    assert not any(map(is_statistic, vectors))
+    numbers = [each for each in (*statistics.values(), *vectors.values()) if each.is_floating_point()]
+    assert costs["parameters"] == sum(map(torch.numel, numbers))
+
+
+def test_a_twin_whose_tasks_keep_values_of_their_own_has_statistics_that_fit_them(place):
+    own = ["parameters.exclude=['.*normalization.*']", "evaluation.excluded=task"]
+    stages = job(place, "resnet", "merge_method=twin", *KEEP["twin"], *own)
+    shared, tasks = load_file(stages.get(stages.shared).path(ENCODER)), artefacts.tasks_of(stages)
+    knowledge = artefacts.exclusive_of(stages)
+    for index, task in enumerate(tasks):
+        model = TwinMergedModel(artefacts.encoder_with(stages, artefacts.with_own(stages, shared, index)), knowledge)
+        check_statistics(stages, model.merge_for(torch.eye(2)[index]), batch_of(stages, [task]))
 
 
 def keys(stages: Stages) -> set[str]:
