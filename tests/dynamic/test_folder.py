@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_backbones import LANGUAGE, B, T, language, weights_of
-from transformers import AutoModel, AutoModelForCausalLM, BertConfig
+from transformers import AutoModel, AutoModelForCausalLM, BertConfig, ResNetConfig, ResNetModel
 
 from twin_merging.config import Exact, Magnitude, MlpRouter, NoSparsifier, Svd, WeightAveraging
 from twin_merging.dynamic.model import TwinMergedModel
@@ -114,6 +114,41 @@ def test_an_encoder_without_a_router(tmp_path):
     weights = torch.eye(2)[[0, 1, 1, 0]]
     expected = twin(input_ids=IDS, weights=weights).last_hidden_state
     torch.testing.assert_close(again(input_ids=IDS, weights=weights).last_hidden_state, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_statistics_of_a_batch_norm_come_back(tmp_path):
+    """With them: what is routed, saved, merged for one example, and read by the router."""
+    torch.manual_seed(0)
+    shared = ResNetModel(ResNetConfig(embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1], layer_type="basic")).eval()
+    exclusive = {}
+    for name, tensor in shared.state_dict().items():
+        if name.endswith("running_var"):
+            exclusive[name] = torch.rand(2, *tensor.shape)
+        elif tensor.is_floating_point():
+            exclusive[name] = 0.1 * torch.randn(2, *tensor.shape)
+    router = Router(MlpRouter(), 6, 2).eval()
+    twin = TwinMergedModel(shared, exclusive, router=router)
+    twin.save_pretrained(tmp_path / "twin")
+    again = TwinMergedModel.from_pretrained(tmp_path / "twin")
+    pixels = torch.randn(3, 3, 32, 32)
+    weights = again.route(pixel_values=pixels)
+    states = AutoModel.from_pretrained(tmp_path / "twin/shared").eval()(pixels).last_hidden_state
+    torch.testing.assert_close(weights, router.weights(states.mean((2, 3))))
+    found = again.answer(pixel_values=pixels).pooler_output
+    torch.testing.assert_close(found, twin(pixel_values=pixels, weights=weights).pooler_output)
+    for row in range(3):
+        plain = AutoModel.from_pretrained(tmp_path / "twin/shared").eval()
+        plain.load_state_dict(again.merge_for(weights[row]))
+        assert not torch.equal(plain.embedder.embedder.normalization.running_var, torch.ones(4))
+        torch.testing.assert_close(found[row], plain(pixels[row : row + 1]).pooler_output[0], rtol=1e-5, atol=1e-5)
+
+
+def test_experts_with_batch_norms_are_not_merged_without_inputs():
+    models = [ResNetModel(ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1])) for _ in range(2)]
+    with pytest.raises(UserError, match="running statistics") as caught:
+        TwinMergedModel.from_experts(models[0], models[1:])
+    assert caught.value.key == "base"
 
 
 def test_a_folder_that_exists_is_not_overwritten(tmp_path):

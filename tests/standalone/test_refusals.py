@@ -54,6 +54,12 @@ def refused(folder, capsys):
     return check
 
 
+def test_a_batch_norm_has_no_statistics_without_images(refused, folder):
+    for name in ("base", "e1", "e2"):
+        change(folder / name, lambda tensors: tensors.update({"norm.running_mean": torch.zeros(3)}))
+    refused(says=["base: BatchNorm's running statistics are found by images", "run.py"])
+
+
 @pytest.mark.parametrize("key", ["base", "experts", "out"])
 def test_what_is_needed(refused, key):
     refused(says=[f"{key}: a value is needed"], leave=(key,))
