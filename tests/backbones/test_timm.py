@@ -16,13 +16,16 @@ from tiny_images import colour_task, save_encoder
 from tiny_timm import KINDS, backbone_of, save_timm
 from torch import nn
 
+from twin_merging.backbones import timm_source
 from twin_merging.backbones.features import read_by_head
 from twin_merging.backbones.timm_source import check_form, layers_to_read, locate_timm, published, refuse_timms
-from twin_merging.config import FullFineTuning, LoraFineTuning, Timm
+from twin_merging.config import Exact, FullFineTuning, LoraFineTuning, Timm
+from twin_merging.dynamic.model import TwinMergedModel
 from twin_merging.errors import UserError
 from twin_merging.experts.fine_tuning import full_fine_tuning
 from twin_merging.experts.lora import lora_fine_tuning
 from twin_merging.experts.multitask import train_jointly
+from twin_merging.sparsifiers.svd import Factors
 from twin_merging.tasks.base import Task
 
 OPTIONS = {"epochs": 6, "lr": 3e-3, "head_lr": 1e-2, "batch_size": 8}
@@ -177,6 +180,39 @@ def test_dropout_is_set_everywhere_and_nowhere_else(tmp_path, task, kind):
         if probability and kind == "vit":
             rates = {module.p for module in model.modules() if isinstance(module, nn.Dropout)}
             assert rates == {0.5}
+
+
+@pytest.mark.parametrize("saved", ["vit", "averaging_vit", "resnet", "efficientnet"], indirect=True)
+def test_a_twin_answers_each_image_under_its_own_weights(saved, task, caplog):
+    base, _, _ = saved
+    backbone, generator = backbone_of(base, image_size=48), torch.Generator().manual_seed(0)
+    encoder, scale = backbone.encoder(backbone.load(base, 2)), 0.1 if "vit" in base.parent.name else 0.03
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return scale * torch.randn(shape, generator=generator)
+
+    kept = {
+        name: Factors(drawn(2, len(tensor), 4), drawn(2, 4).abs() * 10, drawn(2, tensor.shape[1], 4))
+        if tensor.dim() == 2
+        else drawn(2, *tensor.shape)
+        for name, tensor in encoder.named_parameters()
+    }
+    twin = TwinMergedModel(backbone.encoder_with(encoder.state_dict()), kept, Exact())
+    inputs = backbone.inputs(task, "test", range(5))
+    weights = torch.rand(5, 2, generator=generator)
+    found = backbone.encode(twin, inputs, 3, "test", weights)
+    before = backbone.encode(backbone.encoder_with(encoder.state_dict()), inputs, 3, "test")
+    assert (found["pooled"] - before["pooled"]).abs().max() > 0.05
+    for row in range(5):
+        merged = backbone.encoder_with(twin.merge_for(weights[row]))
+        alone = backbone.encode(merged, backbone.inputs(task, "test", [row]), 1, "test")
+        for name, value in alone.items():
+            torch.testing.assert_close(found[name][row], value[0], rtol=1e-5, atol=1e-5)
+    if "vit" in base.parent.name:
+        assert "no routed form" not in caplog.text
+        assert timm_source.largest_rank(base) == min(encoder.timm.blocks[0].mlp.fc1.weight.shape)
+    else:
+        assert timm_source.largest_rank(base) is None
 
 
 # --- learning ---------------------------------------------------------------------------------------------------------

@@ -45,9 +45,11 @@ def linear(module: nn.Module, states: Tensor, gradient: Tensor, totals: Totals) 
 
 
 def class_and_positions(module: nn.Module, states: Tensor, gradient: Tensor, totals: Totals) -> None:
-    """Of a class token ``class`` (d) and ``positions`` (S, d), once both have been added: the gradient is the sum's."""
+    """Of ``positions`` (S, d), and of a class token ``class`` (d) if there is one, once both have been added: the gradient is the
+    sum's."""
     squares = gradient.to(totals["positions"].dtype).square().sum(0)
-    totals["class"] += squares[0]
+    if "class" in totals:
+        totals["class"] += squares[0]
     totals["positions"] += squares
 
 
@@ -129,6 +131,8 @@ RULES: dict[type, Rule] = {
 NAMED: dict[str, Rule] = {
     "open_clip.transformer.LayerNorm": _layer_norm,
     "open_clip.transformer.LayerScale": _scale,
+    "timm.layers.norm.LayerNorm": _layer_norm,
+    "timm.layers.layer_scale.LayerScale": _scale,
     "transformers.models.dinov2.modeling_dinov2.Dinov2LayerScale": _scale,
     "transformers.models.dinov2.modeling_dinov2.Dinov2Embeddings": _image_embeddings,
     "transformers.models.vit.modeling_vit.ViTEmbeddings": _image_embeddings,

@@ -168,7 +168,9 @@ class _Squares:
             bias = {} if part.bias is None else {"bias": totals[part.bias]}
             self._layers[name] = _Layer(part.layer, linear, {"weight": weight, **bias})
         for name, added in parts.tokens.items():
-            summed = {"class": totals[added.class_token], "positions": totals[added.positions]}
+            summed = {"positions": totals[added.positions]}
+            if added.class_token is not None:
+                summed["class"] = totals[added.class_token]
             self._layers[name] = _Layer(added.after, class_and_positions, summed)
         self._examples, self._called = 0, set[str]()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any, TypeGuard
 
 import torch
@@ -37,11 +38,16 @@ class TimmConfig(PreTrainedConfig):
 
 
 class TimmEncoder(nn.Module):
-    """A model of timm's without classifier, whose parameters have its names: ``timm.*``."""
+    """A model of timm's without classifier, whose parameters have its names: ``timm.*``.
+
+    Args:
+        model: which from now on gives (pooled features, last states) when it is called, as whatever takes its place has to be.
+    """
 
     def __init__(self, config: TimmConfig, model: nn.Module):
         super().__init__()
         self.config, self.timm = config, model
+        model.forward = MethodType(_pooled_and_last, model)  # type: ignore[method-assign]
 
     def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> BaseModelOutputWithPooling:
         """``pooler_output``: the image's features, as timm pools them for its classifier, (B, d). ``last_hidden_state``: token
@@ -54,10 +60,8 @@ class TimmEncoder(nn.Module):
         blocks: Any = blocks_of(self) if output_hidden_states else ()
         if blocks is None:
             raise no_layers(self.config.architecture)
-        model: Any = self.timm
         with watched_inputs(blocks) as states:
-            last = model.forward_features(pixel_values)
-        pooled = model.forward_head(last)
+            pooled, last = self.timm(pixel_values)
         tokens = last if is_tokens(last) else pooled.unsqueeze(1)
         hidden: Any = (*states, tokens) if output_hidden_states else None
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=pooled, hidden_states=hidden)
@@ -96,6 +100,11 @@ class TimmForImageClassification(PreTrainedModel):
         logits = self.task_head(self.encoder(pixel_values=pixel_values).pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return ImageClassifierOutput(loss=loss, logits=logits)
+
+
+def _pooled_and_last(model: Any, pixel_values: Tensor) -> tuple[Tensor, Any]:
+    last = model.forward_features(pixel_values)
+    return model.forward_head(last), last
 
 
 def is_tokens(states: Any) -> TypeGuard[Tensor]:

@@ -111,6 +111,17 @@ def layers_to_read(folder: Path, image_size: int | None) -> int:
     return start.layers
 
 
+def largest_rank(folder: Path) -> int | None:
+    """The largest min(m, n) over the encoder's matrices; None of a convolutional one, which may have none beside its classifier."""
+    from twin_merging.checkpoints import Checkpoint
+
+    stored = Checkpoint(folder)
+    named = read_config(folder).get("pretrained_cfg", {}).get("classifier") or ()
+    heads = tuple(f"{name}." for name in ([named] if isinstance(named, str) else named))
+    shapes = [stored.shape(name) for name in stored if not name.startswith(heads)]
+    return max((min(shape) for shape in shapes if len(shape) == 2), default=None)
+
+
 def published(folder: Path, image_size: int | None) -> Start:
     """A model in timm's form, its position embeddings resampled by timm to another ``image_size`` if one is given.
 
@@ -135,6 +146,10 @@ def published(folder: Path, image_size: int | None) -> Start:
                 pretrained=True, **{"num_classes": given["pretrained_cfg"].get("num_classes"), **given}
             )
         seen = dict(resolve_data_config(asked, model=model))
+        if getattr(
+            model, "dynamic_img_size", False
+        ):  # once, and not in each pass, where routed positions are an example's
+            model.set_input_size(seen["input_size"][1:])
     except Exception as error:  # timm's models raise whatever the layers of each one do
         raise _not_loaded(folder, image_size, error) from error
     _check_seen(folder, seen)

@@ -1,4 +1,4 @@
-"""What an image encoder of open_clip's applies without calling a layer, as layers whose hooks fire."""
+"""What image encoders of open_clip's and timm's apply without calling a layer, as layers whose hooks fire."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 TOWER = "open_clip.transformer.VisionTransformer"
+TIMM = "timm.models.vision_transformer.VisionTransformer"
 
 
 class Matrix(NamedTuple):
@@ -33,13 +34,13 @@ class Tokens(NamedTuple):
     """Where a class token and positions have been added to an encoder's tokens.
 
     Args:
-        after: a module whose output is the sum, (B, 1 + patches, d), the class token first.
-        class_token: the parameter's name, (d).
-        positions: the parameter's name, (1 + patches, d).
+        after: a module whose output is the sum, (B, tokens, d), the class token first if there is one.
+        class_token: the parameter's name, of d numbers; None where there is none.
+        positions: the parameter's name, of tokens · d numbers.
     """
 
     after: nn.Module
-    class_token: str
+    class_token: str | None
     positions: str
 
 
@@ -53,12 +54,13 @@ class Unpacked(NamedTuple):
     def parameters(self) -> set[str]:
         """The names of all parameters that are meant."""
         matrices = {name for each in self.matrices.values() for name in (each.weight, each.bias) if name}
-        return matrices | {name for each in self.tokens.values() for name in (each.class_token, each.positions)}
+        return matrices | {name for each in self.tokens.values() for name in (each.class_token, each.positions) if name}
 
 
 @contextmanager
 def unpacked(encoder: nn.Module) -> Iterator[Unpacked]:
-    """Until this ends, the image towers of open_clip's in ``encoder`` attend and project by linear layers; others are left alone.
+    """Until this ends, the image towers of open_clip's in ``encoder`` attend and project by linear layers; others are left alone,
+    and of timm's vision transformers only the place is found where tokens are complete.
 
     What the encoder computes is the same. nn.MultiheadAttention takes [q, k, v] from one packed matrix and its output
     projection without a call, and the tower's projection is a product of its own.
@@ -68,9 +70,12 @@ def unpacked(encoder: nn.Module) -> Iterator[Unpacked]:
     place: str
     tower: Any
     for place, tower in encoder.named_modules():
-        if f"{type(tower).__module__}.{type(tower).__name__}" != TOWER:
+        kind, at = f"{type(tower).__module__}.{type(tower).__name__}", f"{place}." if place else ""
+        if kind == TIMM and _adds_positions_to_all(tower):
+            class_token = None if tower.cls_token is None else f"{at}cls_token"
+            found.tokens[f"{at}pos_drop"] = Tokens(tower.pos_drop, class_token, f"{at}pos_embed")
+        if kind != TOWER:
             continue
-        at = f"{place}." if place else ""
         found.tokens[f"{at}patch_dropout"] = Tokens(
             tower.patch_dropout, f"{at}class_embedding", f"{at}positional_embedding"
         )
@@ -91,6 +96,12 @@ def unpacked(encoder: nn.Module) -> Iterator[Unpacked]:
     finally:
         for back in undo:
             back()
+
+
+def _adds_positions_to_all(tower: Any) -> bool:
+    """Whether a vision transformer of timm's adds positions to its class token too, and has no other tokens of its own."""
+    own = {name for name, _ in tower.named_parameters(recurse=False)}
+    return "pos_embed" in own <= {"cls_token", "pos_embed"} and ("cls_token" not in own or not tower.no_embed_class)
 
 
 def _sharing(weight: Tensor, bias: Tensor | None) -> nn.Linear:

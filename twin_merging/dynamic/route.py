@@ -37,6 +37,10 @@ SCALES = ("RMSNorm", "LayerScale")
 """Ends of the names of classes that multiply their input by a vector, without adding to it first (``RoutedScale``)."""
 TOKENS = ("ViTEmbeddings", "Dinov2Embeddings", "DeiTEmbeddings", "CLIPVisionEmbeddings")
 """Classes that put tokens or positions of their own beside each image's (``RoutedTokens``)."""
+TIMM_TOKENS = ("cls_token", "reg_token", "dist_token", "pos_embed")
+"""Parameters of timm's vision transformers that are such tokens and positions."""
+LAYER_NORMS = ("open_clip.transformer.LayerNorm", "timm.layers.norm.LayerNorm")
+"""Subclasses of nn.LayerNorm that compute as it does and give their input's dtype back."""
 POSITIONS = {
     "DebertaEncoder": ("rel_embeddings", "pos_proj", "pos_q_proj"),
     "DebertaV2Encoder": (
@@ -130,8 +134,11 @@ def _form(shared: nn.Module, deltas: Mapping[str, Factors | Tensor]) -> type[Rou
         return RoutedByExample
     if type(shared) in FORMS:
         return FORMS[type(shared)]
-    if isinstance(shared, nn.LayerNorm) and (type(shared).__module__, name) == ("open_clip.transformer", "LayerNorm"):
-        return RoutedLayerNorm  # a subclass that gives its input's dtype back, as this form does
+    place = type(shared).__module__
+    if isinstance(shared, nn.LayerNorm) and f"{place}.{name}" in LAYER_NORMS:
+        return RoutedLayerNorm
+    if place in ("timm.models.vision_transformer", "timm.models.deit") and set(deltas) <= set(TIMM_TOKENS):
+        return RoutedTokens
     if name == "VisionTransformer" and set(deltas) <= set(IMAGE_TOWER) and hasattr(shared, "positional_embedding"):
         return RoutedImageTower
     if is_convolution(shared):

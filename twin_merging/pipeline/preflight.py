@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from twin_merging import assets
+from twin_merging.backbones import timm_source
 from twin_merging.backbones.clip_source import size_of
 from twin_merging.backbones.sources import check_code, checkpoint_bytes, largest_rank, layers_of
-from twin_merging.backbones.timm_source import layers_to_read, refuse_timms
 from twin_merging.config import CausalLora, Clip, ImageClassifier, RunConfig, Timm
 from twin_merging.errors import UserError, unknown
 from twin_merging.experts.published import source_of
@@ -85,10 +85,10 @@ def _size(stages: Graph) -> _Size:
         return _Size(*size_of(backbone, folder))
     if isinstance(backbone, Timm):
         read = getattr(stages.run.router, "layer", -1) >= 0
-        layers = layers_to_read(folder, backbone.image_size) if read else None
-        return _Size(layers, largest_rank(folder), checkpoint_bytes(folder))
+        layers = timm_source.layers_to_read(folder, backbone.image_size) if read else None
+        return _Size(layers, timm_source.largest_rank(folder), checkpoint_bytes(folder))
     if isinstance(backbone, ImageClassifier):
-        refuse_timms(folder)
+        timm_source.refuse_timms(folder)
     if not backbone.trust_remote_code:
         check_code(folder)
     return _Size(layers_of(folder), largest_rank(folder), checkpoint_bytes(folder))
