@@ -19,12 +19,14 @@ from torch import nn
 from twin_merging.backbones import timm_source
 from twin_merging.backbones.features import read_by_head
 from twin_merging.backbones.timm_source import check_form, layers_to_read, locate_timm, published, refuse_timms
+from twin_merging.compose import plan
 from twin_merging.config import Exact, FullFineTuning, LoraFineTuning, Timm
 from twin_merging.dynamic.model import TwinMergedModel
 from twin_merging.errors import UserError
 from twin_merging.experts.fine_tuning import full_fine_tuning
 from twin_merging.experts.lora import lora_fine_tuning
 from twin_merging.experts.multitask import train_jointly
+from twin_merging.mirror.needs import needed
 from twin_merging.sparsifiers.svd import Factors
 from twin_merging.tasks.base import Task
 
@@ -252,6 +254,26 @@ def test_low_rank_adapters_learn_where_there_are_linear_layers(tmp_path, task):
         "encoder.timm.blocks.0.mlp.fc2.weight",
     } < changed
     assert "encoder.timm.pos_embed" not in changed
+
+
+@pytest.mark.parametrize("kind", ["resnet", "efficientnet"])
+def test_low_rank_adapters_are_refused_where_there_are_none(tmp_path, task, kind):
+    save_timm(tmp_path / "model", kind)
+    with pytest.raises(UserError, match="no layer to adapt") as raised:
+        lora_fine_tuning(
+            backbone_of(tmp_path / "model"), task, LoraFineTuning(), 0, tmp_path / "expert", tmp_path / "x"
+        )
+    assert raised.value.key == "finetune.targets"
+
+
+def test_a_mirror_fetches_no_pickle():
+    run = plan(
+        ["backbone=timm_resnet50", "tasks=vision", "tasks.names=[digits]", "merge_method=finetuned"], multirun=False
+    ).jobs[0]
+    model, *_ = needed([run])
+    assert model.hub == ("timm/resnet50.a1_in1k", "model")
+    assert {"*.json", "*.safetensors"} <= set(model.patterns)
+    assert not any(pattern.endswith((".bin", ".pth", "*")) for pattern in model.patterns)
 
 
 def test_joint_training_has_a_head_a_task(tmp_path, task):
