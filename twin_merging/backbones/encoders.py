@@ -25,7 +25,7 @@ from twin_merging.backbones.rows import Inputs, Row, taken
 from twin_merging.backbones.sources import read_config
 from twin_merging.errors import UserError
 from twin_merging.progress import progress
-from twin_merging.tasks.base import Task
+from twin_merging.tasks.base import TRAIN, Task
 
 Batch = dict[str, Tensor]
 Remember = Callable[[str, str, Any, Callable[[], Tensor]], Tensor]
@@ -51,11 +51,23 @@ class EncoderBackbone(ABC):
         self.options, self.folder, self.device, self.autocast = options, folder, device, autocast
         self.remember = lambda what, label, determined_by, make: make()
 
+    def __reduce__(self):
+        """Other processes get what a backbone is made of, and no model."""
+        return type(self), (self.options, self.folder, self.device, self.autocast)
+
     # --- rows ---------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def inputs(self, task: Task, split: str, rows: Sequence[int] | None = None) -> Inputs:
         """Rows of a task's split, by default all, as the model reads them."""
+
+    def training_inputs(self, task: Task, seed: int) -> Inputs:
+        """Rows of a task's training split as the model reads them while it learns."""
+        return self.inputs(task, TRAIN)
+
+    def made_bytes(self, task: Task) -> int:
+        """What a training row takes up in a batch if it is work to make it, as of an image that is decoded; else 0."""
+        return 0
 
     @abstractmethod
     def collate(self, rows: Sequence[Row]) -> Batch:

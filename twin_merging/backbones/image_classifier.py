@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from twin_merging.ahead import ahead, processors
 from twin_merging.backbones.encoders import Batch, EncoderBackbone
 from twin_merging.backbones.features import Features, head_input, tokens_of
-from twin_merging.backbones.pixels import PIXELS, Pixels
+from twin_merging.backbones.pixels import PIXELS, DrawnPixels, Pixels, image_bytes, of_keys
 from twin_merging.backbones.rows import Inputs, Row
 from twin_merging.errors import UserError
-from twin_merging.tasks.base import Task
+from twin_merging.tasks.base import TRAIN, Task
+from twin_merging.tasks.images import opened
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 AT_ONCE = 8  # images that one thread decodes before it gives them away
 AHEAD = 2  # batches in memory: one that the model works on, and one that is made meanwhile
+NONE = "none"
+Item = TypeVar("Item")
 
 
 class ImageClassifierBackbone(EncoderBackbone):
@@ -58,30 +62,32 @@ class ImageClassifierBackbone(EncoderBackbone):
         return load(size=size, crop_size={"height": side, "width": side})
 
     def inputs(self, task: Task, split: str, rows: Sequence[int] | None = None) -> Pixels:
-        if task.images is None:
-            raise UserError(
-                "this backbone sees images",
-                key="tasks",
-                found=f"{task.name}, whose rows are texts",
-                expected="tasks=vision",
-            )
-        images, kept = task.images, task.pixels
+        images, kept = self._images(task), task.pixels
         keys = [texts[0] for texts in task.splits[split].texts]
         keys = keys if rows is None else [keys[row] for row in rows]
-        if kept is not None:
-            return Pixels(keys, self._tokens, lambda some: [kept[key] for key in some])
-        return Pixels(keys, self._tokens, lambda some: list(self.decoded(images, some)))
+        return Pixels(keys, self._tokens, partial(self.decoded, images) if kept is None else partial(of_keys, kept))
+
+    def training_inputs(self, task: Task, seed: int) -> Inputs:
+        if self.options.augment == NONE:
+            return super().training_inputs(task, seed)
+        keys = [texts[0] for texts in task.splits[TRAIN].texts]
+        drawn = partial(self._drawn, self._images(task))
+        return DrawnPixels(keys, self._tokens, drawn, f"seed {seed}, task {task.name}")
+
+    def made_bytes(self, task: Task) -> int:
+        return 0 if self.options.augment == NONE and task.pixels is not None else 4 * image_bytes(self.side)
 
     def decoded(self, images: Mapping[str, bytes], keys: Sequence[str]) -> Iterator[Tensor]:
         """Images of these keys as the model sees them, bytes of (3, S, S), decoded by threads."""
-        from twin_merging.tasks.images import decode
+        return _by_threads(lambda some: self.pixels([opened(images, key) for key in some]), keys)
 
-        def seen(some: Sequence[str]) -> Tensor:
-            return self.pixels([decode(images[key]) for key in some])
+    def _drawn(self, images: Mapping[str, bytes], keys: Sequence[str], draws: Sequence[str]) -> Iterator[Tensor]:
+        """Images of these keys as training sees them, each drawn from its own of ``draws``."""
+        from twin_merging.backbones.augmentation import augmented
 
-        parts = [keys[start : start + AT_ONCE] for start in range(0, len(keys), AT_ONCE)]
-        for made in ahead(seen, parts, 2 * processors(), processors()):
-            yield from made
+        kind, side = self.options.augment, self.side
+        pairs = list(zip(keys, draws, strict=True))
+        return _by_threads(lambda some: [augmented(opened(images, key), kind, side, draw) for key, draw in some], pairs)
 
     def batches(self, inputs: Inputs, parts: Iterable[Sequence[int]]) -> Iterator[Batch]:
         """``batch`` of each part, in their order, one ahead of the model: 12 · S² bytes an image of ``AHEAD`` batches."""
@@ -107,8 +113,7 @@ class ImageClassifierBackbone(EncoderBackbone):
     def example(self) -> Pixels:
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randint(0, 256, (2, 3, self.side, self.side), generator=generator, dtype=torch.uint8)
-        images = dict(zip("ab", drawn, strict=True))
-        return Pixels("ab", self._tokens, lambda some: [images[key] for key in some])
+        return Pixels("ab", self._tokens, partial(of_keys, dict(zip("ab", drawn, strict=True))))
 
     def save_reader(self, folder: Path) -> None:
         self.processor.save_pretrained(folder)
@@ -120,6 +125,16 @@ class ImageClassifierBackbone(EncoderBackbone):
             return {"first": head_input(output)["first"]}
         states = output.last_hidden_state.float()
         return {"first_and_rest": torch.cat([states[:, 0], states[:, 1:].mean(1)], 1)}
+
+    def _images(self, task: Task) -> Mapping[str, bytes]:
+        if task.images is None:
+            raise UserError(
+                "this backbone sees images",
+                key="tasks",
+                found=f"{task.name}, whose rows are texts",
+                expected="tasks=vision",
+            )
+        return task.images
 
     @staticmethod
     def _side(processor: Any) -> int:
@@ -153,3 +168,11 @@ class ImageClassifierBackbone(EncoderBackbone):
         """Whether heads read twice the hidden size."""
         wide = 2 * self._plain.config.hidden_size
         return any(tensor.dim() == 2 and tensor.shape[1] == wide for tensor in self.head_state(self._plain).values())
+
+
+def _by_threads(function: Callable[[Sequence[Item]], Iterable[Tensor]], items: Sequence[Item]) -> Iterator[Tensor]:
+    """What a function makes of items, some at a time; a worker process has one thread, as the others have the processors."""
+    threads = processors() if get_worker_info() is None else 1
+    parts = [items[start : start + AT_ONCE] for start in range(0, len(items), AT_ONCE)]
+    for made in ahead(function, parts, 2 * threads, threads):
+        yield from made

@@ -12,7 +12,8 @@ from twin_merging.backbones.rows import Row
 from twin_merging.errors import UserError
 
 PIXELS = "pixel_values"
-Make = Callable[[Sequence[str]], Sequence[Tensor]]
+Make = Callable[[Sequence[str]], Iterable[Tensor]]
+Draw = Callable[[Sequence[str], Sequence[str]], Iterable[Tensor]]
 
 
 class ImageRows(Sequence[Row]):
@@ -42,6 +43,47 @@ class Pixels:
     def __init__(self, keys: Sequence[str], tokens: int, make: Make):
         self.rows = ImageRows(keys, make)
         self.lengths = [tokens] * len(keys)
+
+
+class DrawnRows(Sequence[Row]):
+    """Rows of one image each, which every epoch draws anew.
+
+    Args:
+        keys: of the images.
+        draw: the images of some keys, bytes of (3, S, S), and for each what it is drawn from.
+        seed: what is drawn follows from it, the epoch, and the number of the row alone.
+    """
+
+    def __init__(self, keys: Sequence[str], draw: Draw, seed: str):
+        self.keys, self.draw, self.seed = keys, draw, seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Rows are from now on those of this epoch, counted from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, row):
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[Row]:
+        draws = [f"{self.seed}, epoch {self.epoch}, row {row}" for row in rows]
+        return [{PIXELS: image} for image in self.draw([self.keys[row] for row in rows], draws)]
+
+
+class DrawnPixels:
+    """A split's images, each of so many ``tokens``, drawn anew for each epoch."""
+
+    def __init__(self, keys: Sequence[str], tokens: int, draw: Draw, seed: str):
+        self.rows = DrawnRows(keys, draw, seed)
+        self.lengths = [tokens] * len(keys)
+
+
+def of_keys(images: Mapping[str, Tensor], keys: Sequence[str]) -> list[Tensor]:
+    """The images of these keys."""
+    return [images[key] for key in keys]
 
 
 class KeptPixels(Mapping[str, Tensor]):

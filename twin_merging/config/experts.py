@@ -11,6 +11,10 @@ from twin_merging.config.registries import backbones, finetunings, task_sources
 
 PIXELS = "16GB"
 """SVHN's 99,289 images of 224 x 224 take up 15."""
+AUGMENTATIONS = ("none", "crop", "crop_flip")
+AUGMENT = (
+    "what training sees of an image: what evaluation does, or each epoch another crop of it, which may be mirrored"
+)
 
 
 @dataclass
@@ -39,6 +43,7 @@ class ImageClassifier:
     batchnorm_rows: int = option(
         256, "training images of each task by which a merged model's BatchNorm statistics are found, at most", low=2
     )
+    augment: str = option("none", AUGMENT, choices=AUGMENTATIONS)
     trust_remote_code: bool = option(False, "run modelling code that comes with the weights")
     domain: ClassVar[str] = IMAGES
 
@@ -56,6 +61,7 @@ class Clip:
         PIXELS,
         "disk that a task's images may take up decoded, for all passes; a larger task's are decoded anew; null: none",
     )
+    augment: str = option("none", AUGMENT, choices=AUGMENTATIONS)
     templates: dict[str, list[str]] | None = option(
         None, "by task, sentences with {} for the class; of other tasks CLIP's own, or 'a photo of a {}.'"
     )
@@ -75,6 +81,10 @@ class Timm:
         PIXELS,
         "disk that a task's images may take up decoded, for all passes; a larger task's are decoded anew; null: none",
     )
+    batchnorm_rows: int = option(
+        256, "training images of each task by which a merged model's BatchNorm statistics are found, at most", low=2
+    )
+    augment: str = option("none", AUGMENT, choices=AUGMENTATIONS)
     domain: ClassVar[str] = IMAGES
     trust_remote_code: ClassVar[bool] = False
 
@@ -137,6 +147,12 @@ class FullFineTuning:
         None, "dropout in the backbone while training; null: its own", low=0, high=1
     )
     scheduler: str = option("linear", "learning-rate schedule", choices=("linear", "cosine", "constant_with_warmup"))
+    workers: int | None = option(
+        None,
+        "processes that decode images ahead of training; null: as many as pay, none where nothing is decoded",
+        low=0,
+        high=64,
+    )
 
 
 @dataclass

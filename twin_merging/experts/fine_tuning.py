@@ -21,6 +21,7 @@ from twin_merging.backbones.rows import Inputs, WithMore
 from twin_merging.config import FullFineTuning
 from twin_merging.evaluation.metrics import metrics
 from twin_merging.evaluation.selection import choose
+from twin_merging.experts.workers import EpochCallback, plain_errors, workers_for
 from twin_merging.progress import Progress
 from twin_merging.tasks.base import TRAIN, VALIDATION, Task
 
@@ -58,13 +59,16 @@ def train(
     Returns:
         Plain JSON: ``choice``, the record of the epoch's choice, and ``train_tokens``.
     """
-    scores, inputs = metrics[task.metric], backbone.inputs(task, TRAIN)
+    scores, inputs = metrics[task.metric], backbone.training_inputs(task, seed)
 
     def compute_metrics(prediction) -> dict[str, float]:
         return {"score": scores(predictions_of(prediction.predictions, task), prediction.label_ids.tolist())}
 
     rows, held_out = labelled(inputs, task, TRAIN), labelled(backbone.inputs(task, VALIDATION), task, VALIDATION)
-    by_epoch = fit(backbone, model, rows, held_out, compute_metrics, options, seed, scratch, task.name).scores
+    workers = workers_for(options.workers, backbone.made_bytes(task), options.batch_size)
+    by_epoch = fit(
+        backbone, model, rows, held_out, compute_metrics, options, seed, scratch, task.name, workers=workers
+    ).scores
     choice = choose(f"epoch of {task.name}", by_epoch, task, VALIDATION)
     return {"choice": choice, "train_tokens": sum(inputs.lengths) * options.epochs}
 
@@ -86,7 +90,7 @@ class Fitted(NamedTuple):
 def fit(
     backbone: Any, model: Any, rows: Any, held_out: Any,
     compute_metrics: Callable[[Any], dict[str, float]], options: Any, seed: int, scratch: Path, label: str,
-    changed: Mapping[str, Any] | None = None, **parts: Any,
+    changed: Mapping[str, Any] | None = None, workers: int = 0, **parts: Any,
 ) -> Fitted:  # fmt: skip
     """Train in place on ``rows`` and leave the weights of the epoch whose ``score`` on ``held_out`` is best.
 
@@ -94,6 +98,7 @@ def fit(
         rows: a list, or what makes a row when it is asked for.
         options: of fine-tuning, such as ``FullFineTuning``.
         changed: values of ``TrainingArguments`` that replace what follows from the options.
+        workers: processes that make rows.
         parts: of the ``Trainer``, in place of the collator and the optimizer for an encoder with a head.
     """
     steps = -(-len(rows) // options.batch_size) * options.epochs
@@ -104,7 +109,7 @@ def fit(
         weight_decay=options.weight_decay, bf16=backbone.autocast, eval_strategy="epoch", save_strategy="epoch",
         load_best_model_at_end=True, metric_for_best_model="score", greater_is_better=True,
         logging_strategy="epoch", report_to="none", disable_tqdm=True, dataloader_pin_memory=backbone.device.type != "cpu",
-        label_names=["labels"], remove_unused_columns=False,
+        label_names=["labels"], remove_unused_columns=False, dataloader_num_workers=workers,
     )  # fmt: skip
     for name, value in (changed or {}).items():
         setattr(arguments, name, value)
@@ -114,14 +119,14 @@ def fit(
         train_dataset=rows,
         eval_dataset=held_out,
         compute_metrics=compute_metrics,
-        callbacks=[_EtaCallback(label), _CheckpointCallback()],
+        callbacks=[_EtaCallback(label), _CheckpointCallback(), EpochCallback(rows)],
         **(parts or _with_head(backbone, model, options)),
     )
     trainer.remove_callback(_printer())
     checkpoint = _usable_checkpoint(scratch)
     if checkpoint is not None:
         log.info("  fine-tune %s goes on from step %s", label, checkpoint.rpartition("-")[2])
-    with faster_products(model, backbone.autocast), _own_names(model):
+    with faster_products(model, backbone.autocast), plain_errors(), _own_names(model):
         trainer.train(resume_from_checkpoint=checkpoint)
     scores = {int(row["epoch"]): row["eval_score"] for row in trainer.state.log_history if "eval_score" in row}
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled

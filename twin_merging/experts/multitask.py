@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import ConcatDataset
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from twin_merging.backbones.encoders import EncoderBackbone
 from twin_merging.backbones.features import Features, Head, head_input
-from twin_merging.backbones.rows import WithMore
+from twin_merging.backbones.rows import Inputs, Joined, WithMore
 from twin_merging.config import FullFineTuning
 from twin_merging.evaluation.metrics import metrics
 from twin_merging.evaluation.selection import Choice, choose
 from twin_merging.experts.fine_tuning import fit, predictions_of
+from twin_merging.experts.workers import workers_for
 from twin_merging.tasks.base import TRAIN, VALIDATION, Task
 
 HEADS = "heads.safetensors"
@@ -93,7 +93,9 @@ def train_jointly(
     heads = [Head(first), *(Head(backbone.new_expert(task, options.backbone_dropout)) for task in tasks[1:])]
     model = JointModel(encoder, heads, [task.kind == "regression" for task in tasks], backbone.head_input)
     model.to(backbone.device)
-    rows = {split: _union(backbone, tasks, split) for split in (TRAIN, VALIDATION)}
+    rows = _union([backbone.training_inputs(task, seed) for task in tasks], tasks, TRAIN)
+    held_out = _union([backbone.inputs(task, VALIDATION) for task in tasks], tasks, VALIDATION)
+    workers = workers_for(options.workers, max(map(backbone.made_bytes, tasks)), options.batch_size)
 
     def compute_metrics(prediction) -> dict[str, float]:
         scores, start = [], 0
@@ -103,18 +105,18 @@ def train_jointly(
             scores.append(metrics[task.metric](predictions_of(logits, task), task.splits[VALIDATION].labels))
         return {"score": fmean(scores)}
 
-    fitted = fit(backbone, model, rows[TRAIN], rows[VALIDATION], compute_metrics, options, seed, scratch, "all tasks")
+    fitted = fit(backbone, model, rows, held_out, compute_metrics, options, seed, scratch, "all tasks", workers=workers)
     choice = choose("epoch of multitask", fitted.scores, tasks, VALIDATION)
     own = {task.name: _own(head) for task, head in zip(tasks, heads, strict=True)}
     return encoder.state_dict(), own, choice
 
 
-def _union(backbone: EncoderBackbone, tasks: list[Task], split: str) -> ConcatDataset:
-    parts: list[Any] = []
-    for index, task in enumerate(tasks):
+def _union(inputs: list[Inputs], tasks: list[Task], split: str) -> Joined:
+    parts = []
+    for index, (mine, task) in enumerate(zip(inputs, tasks, strict=True)):
         more = [{"labels": float(label), "task": index} for label in task.splits[split].labels]
-        parts.append(WithMore(backbone.inputs(task, split).rows, more))
-    return ConcatDataset(parts)
+        parts.append(WithMore(mine.rows, more))
+    return Joined(parts)
 
 
 def _own(head: nn.Module) -> dict[str, Tensor]:

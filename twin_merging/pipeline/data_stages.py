@@ -67,6 +67,7 @@ def joint(stages: Stages) -> Stage:
     options = {
         "finetune": expert_stages.determining(stages.run.finetune), "code": finetunings[stages.run.finetune.name].code_hash(),
         "seed": stages.run.training_seed, **_precision(stages), **stages.heads_from(*stages.names),
+        **expert_stages.augmented(stages.run.backbone),
     }  # fmt: skip
     inputs = (stages.base, *map(stages.data, stages.names))
     return Stage("joint", ", ".join(stages.names), options, inputs, by("data_methods", "joint", stages))

@@ -20,9 +20,19 @@ def tuning_of(finetune: Any, name: str) -> Any:
     return finetune if own is None else replace(finetune, epochs=own)
 
 
+NOT_DETERMINING = ("task_epochs", "workers")
+"""Options of fine-tuning that a task's own stand for, or that change its speed alone."""
+
+
 def determining(finetune: Any) -> dict[str, Any]:
     """The options of fine-tuning that matter, once those of a task are its own."""
-    return {key: value for key, value in to_plain(finetune).items() if key != "task_epochs"}
+    return {key: value for key, value in to_plain(finetune).items() if key not in NOT_DETERMINING}
+
+
+def augmented(backbone: Any) -> dict[str, str]:
+    """The backbone's option that determines what training sees, where that is not what evaluation sees."""
+    kind = getattr(backbone, "augment", "none")
+    return {} if kind == "none" else {"augment": kind}
 
 
 def trained(stages: Stages, name: str) -> Stage:
@@ -30,7 +40,7 @@ def trained(stages: Stages, name: str) -> Stage:
     run = stages.run
     options = {
         "finetune": determining(tuning_of(run.finetune, name)), "code": finetunings[run.finetune.name].code_hash(), **stages.reading,
-        "precision": stages.precision, "seed": run.training_seed, **stages.heads_from(name),
+        "precision": stages.precision, "seed": run.training_seed, **stages.heads_from(name), **augmented(run.backbone),
     }  # fmt: skip
     version = 2 if isinstance(run.backbone, ImageClassifier) else 1  # the chosen epoch was not restored whole
     inputs = (stages.base, stages.data(name))

@@ -16,7 +16,13 @@ from twin_merging.reproducing.item import Item, Row
 
 # What says where and how fast a job runs, or where its experts come from: the paper's numbers can still be held against it.
 NEUTRAL = ("paths", "tracker", "cache", "device", "precision", "seed", "plugins", "experts")
-NEUTRAL_KEYS = ("backbone.trust_remote_code", "backbone.device_map", "finetune.micro_batch", "finetune.checkpointing")
+NEUTRAL_KEYS = (
+    "backbone.trust_remote_code",
+    "backbone.device_map",
+    "finetune.micro_batch",
+    "finetune.checkpointing",
+    "finetune.workers",
+)
 EXPERT_SEED = 0
 """Experts are fine-tuned once; seeds repeat what comes after them, unless ``experts.seed=null`` is given."""
 

@@ -144,6 +144,19 @@ def decode(data: bytes) -> Image:
         raise CorruptImage(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
 
+def opened(images: Mapping[str, bytes], key: str) -> Image:
+    """The image of a key, decoded.
+
+    Raises:
+        UserError: if it cannot be, as an image that was checked before can unless its file has changed.
+    """
+    try:
+        return decode(images[key])
+    except CorruptImage as error:
+        place = f" ({images.where(key)})" if isinstance(images, PlacedImages) else ""
+        raise UserError(f"cannot be decoded ({error}), as it could be before", key=f"image {key}{place}") from error
+
+
 def without_corrupt(task: Task, most: float) -> Task:
     """Leave out rows whose image cannot be decoded, which ``provenance["rows"]["corrupt"]`` counts by split.
 
