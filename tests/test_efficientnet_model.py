@@ -161,7 +161,7 @@ def test_the_encoder_is_a_folder_in_timms_form(found, state):
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
     start = published(place, None)
-    assert (start.width, start.tokens, start.layers) == (1280, 1, None)
+    assert (start.width, start.tokens, start.layers) == (1280, 49, None)
     assert sum(parameter.numel() for parameter in start.encoder.parameters()) == 3_371_008
 
 

@@ -28,7 +28,7 @@ class Start(NamedTuple):
         model_args: further arguments that it was built with.
         seen: timm's data configuration: ``input_size``, ``crop_pct``, ``crop_mode``, ``interpolation``, ``mean``, ``std``.
         width: of the pooled features, d.
-        tokens: an image's, (tokens, d) before pooling; 1 where the encoder has a map of features in their place.
+        tokens: an image's, before pooling: class token and registers too, or the places of a map of features.
         layers: blocks that token states go through one after the other; None where there is no such list.
     """
 
@@ -188,7 +188,7 @@ def _shown(model: Any, pixels: Tensor) -> tuple[int, int, int | None]:
         shape = list(pooled.shape) if isinstance(pooled, torch.Tensor) else type(pooled).__name__
         raise ValueError(f"its features are no vector an image, but {shape}")
     if not is_tokens(states):
-        return pooled.shape[1], 1, None
+        return pooled.shape[1], states[0].numel() // model.num_features if isinstance(states, torch.Tensor) else 1, None
     in_line = bool(called) and called == [tuple(states.shape)] * len(blocks)
     return pooled.shape[1], states.shape[1], len(blocks) if in_line else None
 
