@@ -160,10 +160,17 @@ def test_no_router_reads_an_early_layer_of_a_convolutional_encoder(tmp_path, tas
     with pytest.raises(UserError, match="no list of blocks") as raised:
         layers_to_read(backbone.folder, None)
     assert raised.value.key == "router.layer"
-    with pytest.raises(UserError, match="no list of blocks"):
-        backbone.encode(
-            backbone.encoder(backbone.load(backbone.folder, 2)), backbone.inputs(task, "test"), 5, "test", layer=1
-        )
+    encoder, inputs = backbone.encoder(backbone.load(backbone.folder, 2)), backbone.inputs(task, "test")
+    for layer in (0, 1):
+        with pytest.raises(UserError, match="no list of blocks"):
+            backbone.encode(encoder, inputs, 5, "test", layer=layer)
+        with pytest.raises(UserError, match="no list of blocks"):
+            backbone.encode(encoder, inputs, 5, "test", layer=layer, for_router=True)
+    features = backbone.encode(encoder, inputs, 5, "test")
+    assert torch.equal(features["mean"], features["pooled"])
+    read = backbone.encode(encoder, inputs, 5, "test", for_router=True)
+    assert read.keys() == {"mean"}
+    torch.testing.assert_close(read["mean"], features["mean"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["vit", "efficientnet"])

@@ -61,6 +61,8 @@ def states_at(model: nn.Module, layer: int, run: Callable[..., Any]) -> Tensor:
         run: starts the pass; it takes ``output_hidden_states`` if it has to be whole.
     """
     blocks = blocks_of(model)
+    if blocks is None and layer == -1:
+        return run().last_hidden_state
     if blocks is None or not 0 <= layer < len(blocks):
         return run(output_hidden_states=True).hidden_states[layer]
     reached: list[Tensor] = []
