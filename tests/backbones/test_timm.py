@@ -406,6 +406,18 @@ def test_a_published_head_has_an_output_a_class(tmp_path):
     assert raised.value.found == "5 outputs"
 
 
+def test_a_published_head_that_reads_more_is_refused(tmp_path):
+    """Of a distilled one two classifiers answer together, each from a token of its own."""
+    small = {"img_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    for seed, name in enumerate(("base", "expert")):
+        save_timm(tmp_path / name, "deit_tiny_distilled_patch16_224", seed, **small)
+    backbone = backbone_of(tmp_path / "base")
+    backbone.check_head_reads_first_token(backbone.load(backbone.folder, 3))
+    with pytest.raises(UserError, match="one linear layer") as raised:
+        backbone.load(tmp_path / "expert", 3)
+    assert raised.value.found == "none"
+
+
 def test_a_published_head_says_its_classes(tmp_path):
     save_timm(tmp_path / "model", "resnet", config={"label_names": ["blue", "red", "green"]})
     about = backbone_of(tmp_path / "model").about(tmp_path / "model")

@@ -84,10 +84,10 @@ class TimmBackbone(ImageClassifierBackbone):
         found = published(source, self.options.image_size)
         self._check_same(str(source), found.architecture, found.model_args)
         head = found.classifier
-        if type(head) is not nn.Linear or head.out_features != num_labels:
-            outputs = f"{head.out_features} outputs" if isinstance(head, nn.Linear) else type(head).__name__
+        if head is None or head.out_features != num_labels:
             raise UserError(
-                "an expert's classifier is one linear layer, an output a class", key=str(source), found=outputs, expected=f"{num_labels} outputs"
+                "an expert's classifier is one linear layer of the pooled features, an output a class", key=str(source),
+                found="none" if head is None else f"{head.out_features} outputs", expected=f"{num_labels} outputs",
             )  # fmt: skip
         model = self._model(found.encoder, num_labels, regression)
         weights = head.state_dict()

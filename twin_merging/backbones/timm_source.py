@@ -23,7 +23,7 @@ class Start(NamedTuple):
 
     Args:
         encoder: timm's model without its classifier.
-        classifier: which it was published with; none where it is an ``nn.Identity``.
+        classifier: which it was published with, if it is one linear layer that answers from the pooled features as the model does.
         architecture: timm's name.
         model_args: further arguments that it was built with.
         seen: timm's data configuration: ``input_size``, ``crop_pct``, ``crop_mode``, ``interpolation``, ``mean``, ``std``.
@@ -33,7 +33,7 @@ class Start(NamedTuple):
     """
 
     encoder: nn.Module
-    classifier: nn.Module
+    classifier: nn.Linear | None
     architecture: str
     model_args: dict[str, Any]
     seen: dict[str, Any]
@@ -125,8 +125,8 @@ def largest_rank(folder: Path) -> int | None:
 def published(folder: Path, image_size: int | None) -> Start:
     """A model in timm's form, its position embeddings resampled by timm to another ``image_size`` if one is given.
 
-    All weights have to be in the file, the classifier's included: timm loads them strictly, by its own rules for files of
-    older versions.
+    All weights have to be in the file, the classifier's included: timm loads them strictly, but for an architecture or two
+    (DLA), by its own rules for files of older versions.
 
     Raises:
         UserError: if a weight is missing or not finite, it sees no square images of three channels, or has no image vector.
@@ -142,23 +142,22 @@ def published(folder: Path, image_size: int | None) -> Start:
         given = resolve_model_input_args(f"local-dir:{folder}", asked)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
-            model: Any = timm.create_model(
-                pretrained=True, **{"num_classes": given["pretrained_cfg"].get("num_classes"), **given}
-            )
+            # only a model of as many classes as the file's is loaded strictly
+            classes = {"num_classes": given["pretrained_cfg"].get("num_classes")}
+            model: Any = timm.create_model(pretrained=True, **{**given, **classes})
         seen = dict(resolve_data_config(asked, model=model))
-        if getattr(
-            model, "dynamic_img_size", False
-        ):  # once, and not in each pass, where routed positions are an example's
+        if getattr(model, "dynamic_img_size", False):
+            # positions are resampled now, and not in each pass, where those of a routed model have a row an example
             model.set_input_size(seen["input_size"][1:])
     except Exception as error:  # timm's models raise whatever the layers of each one do
         raise _not_loaded(folder, image_size, error) from error
     _check_seen(folder, seen)
     _check_finite(folder, model)
-    classifier: Any = model.get_classifier()
-    model.reset_classifier(0)
     model.eval()
     try:
-        width, tokens, layers = _shown(model, torch.zeros(1, *seen["input_size"]))
+        pixels = torch.linspace(-1, 1, 3 * seen["input_size"][1] ** 2).view(1, *seen["input_size"])
+        classifier = _without_classifier(model, pixels)
+        width, tokens, layers = _shown(model, pixels)
     except Exception as error:
         raise _not_loaded(folder, image_size, error) from error
     arguments = {name: value for name, value in given.items() if name not in _OTHERS}
@@ -168,17 +167,31 @@ def published(folder: Path, image_size: int | None) -> Start:
 _OTHERS = ("model_name", "pretrained_cfg", "pretrained_model_args", "num_classes", "img_size")
 
 
+def _without_classifier(model: Any, pixels: Tensor) -> nn.Linear | None:
+    """Take a model's classifier off; None if there is none, or no single linear layer of the pooled features."""
+    import torch
+
+    classifier = model.get_classifier()
+    with torch.inference_mode():
+        answer = model(pixels)
+        model.reset_classifier(0)
+        if not isinstance(classifier, torch.nn.Linear):
+            return None
+        return classifier if torch.allclose(classifier(model(pixels)), answer, rtol=1e-3, atol=1e-4) else None
+
+
 def _shown(model: Any, pixels: Tensor) -> tuple[int, int, int | None]:
     """Width, tokens and layers of an image encoder, from a pass."""
     import torch
 
     from twin_merging.backbones.timm_model import is_tokens
 
-    blocks, called = getattr(model, "blocks", None) or [], []
-    hooks = [
-        block.register_forward_pre_hook(lambda _, args: called.append(tuple(args[0].shape)) if args else None)
-        for block in blocks
-    ]
+    blocks, seen = getattr(model, "blocks", None) or [], []
+
+    def see(_: nn.Module, args: tuple) -> None:
+        seen.append(getattr(args[0], "shape", None) if args else None)
+
+    hooks = [block.register_forward_pre_hook(see) for block in blocks]
     with torch.inference_mode():
         states = model.forward_features(pixels)
         pooled = model.forward_head(states)
@@ -189,7 +202,7 @@ def _shown(model: Any, pixels: Tensor) -> tuple[int, int, int | None]:
         raise ValueError(f"its features are no vector an image, but {shape}")
     if not is_tokens(states):
         return pooled.shape[1], states[0].numel() // model.num_features if isinstance(states, torch.Tensor) else 1, None
-    in_line = bool(called) and called == [tuple(states.shape)] * len(blocks)
+    in_line = bool(seen) and seen == [states.shape] * len(blocks)
     return pooled.shape[1], states.shape[1], len(blocks) if in_line else None
 
 
