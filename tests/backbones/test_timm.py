@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,19 @@ def test_a_new_expert_starts_from_the_published_encoder_with_a_head_of_its_own(s
     assert 0.01 < one.task_head.weight.std() < 0.03
     torch.manual_seed(0)
     assert torch.equal(backbone_of(folder).new_expert(task).task_head.weight, one.task_head.weight)
+
+
+def test_a_copy_of_an_encoder_answers_by_its_own_weights(tmp_path):
+    save_timm(tmp_path / "model", "resnet")
+    backbone, pixels = backbone_of(tmp_path / "model"), torch.rand(2, 3, 32, 32)
+    encoder = backbone.encoder(backbone.load(backbone.folder, 2)).eval()
+    for copied in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        with torch.no_grad():
+            before = encoder(pixels).pooler_output
+            for parameter in copied.parameters():
+                parameter.zero_()
+            assert torch.equal(encoder(pixels).pooler_output, before)
+            assert not copied(pixels).pooler_output.any()
 
 
 def test_layers_are_the_inputs_of_the_blocks(tmp_path, task):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import MethodType
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -47,7 +47,7 @@ class TimmEncoder(nn.Module):
     def __init__(self, config: TimmConfig, model: nn.Module):
         super().__init__()
         self.config, self.timm = config, model
-        model.forward = MethodType(_pooled_and_last, model)  # type: ignore[method-assign]
+        model.forward = partial(_pooled_and_last, model)  # type: ignore[method-assign]
 
     def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> BaseModelOutputWithPooling:
         """``pooler_output``: the image's features, as timm pools them for its classifier, (B, d). ``last_hidden_state``: token
