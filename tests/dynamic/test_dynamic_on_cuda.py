@@ -10,6 +10,7 @@ from oracles import dynamic as oracle
 from test_backbones import LANGUAGE, exclusive_of, language, weights_of
 from test_generation import NEW, prompts
 from test_model import CONFIGS, batch, encoder_of, last_states, random_exclusive, random_weights
+from transformers import ResNetConfig, ResNetModel
 
 from twin_merging.config import Exact, MlpRouter, Svd
 from twin_merging.dynamic.model import TwinMergedModel
@@ -29,6 +30,24 @@ def test_a_routed_batch_equals_a_model_of_its_own_for_each_example(architecture,
     found = last_states(twin, ids.to(cuda), mask.to(cuda), weights=weights.to(cuda))
     assert found.device.type == cuda
     torch.testing.assert_close(found.cpu().double(), slow, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
+def test_convolutions_and_batch_norms(dtype, tolerance, cuda):
+    torch.manual_seed(0)
+    encoder = ResNetModel(ResNetConfig(embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1])).to(dtype).eval()
+    exclusive = {
+        name: (torch.rand if name.endswith("running_var") else torch.randn)(3, *tensor.shape, dtype=dtype) / 3
+        for name, tensor in encoder.state_dict().items()
+        if tensor.is_floating_point()
+    }
+    pixels, weights = torch.randn(5, 3, 32, 32, dtype=dtype), torch.rand(5, 3, dtype=dtype)
+    slow = torch.cat(oracle.outputs(encoder, exclusive, weights, pixels))
+    twin = TwinMergedModel(encoder, exclusive).to(cuda)
+    with torch.no_grad():
+        found = twin(pixels.to(cuda), weights=weights.to(cuda)).last_hidden_state
+    assert found.device.type == cuda
+    torch.testing.assert_close(found.cpu().double() / slow.abs().max(), slow / slow.abs().max(), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])

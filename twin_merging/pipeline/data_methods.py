@@ -166,27 +166,25 @@ def _entropy_of(stages: Stages, tasks: list[Task], encoder: Any, method: Any) ->
     for head in heads.values():
         head.requires_grad_(False)
     layers, each = batchnorm.norms(encoder), list(range(len(tasks)))
-    passes = [each] if layers else [[index] for index in each]
+
+    def entropies(passed: list[int]) -> Tensor:
+        """Σ of these tasks' mean entropies, by one pass."""
+        batches = [backbone.batch(inputs[index], next(order[index]).tolist()) for index in passed]
+        together = {name: torch.cat([one[name] for one in batches]) for name in batches[0]} if layers else batches[0]
+        read = backbone.head_input(encoder(**together))
+        parts = [
+            {name: value.tensor_split(len(passed))[place] for name, value in read.items()}
+            for place in range(len(passed))
+        ]
+        logits = [heads[tasks[index].name].logits(part) for index, part in zip(passed, parts, strict=True)]
+        return torch.stack([entropy(own).mean() for own in logits]).sum()
 
     def backward() -> float:
         total = 0.0
-        for passed in passes:
-            batches = [backbone.batch(inputs[index], next(order[index]).tolist()) for index in passed]
-            together = (
-                {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]} if layers else batches[0]
-            )
-            with (
-                torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.autocast),
-                batchnorm.by_batch(layers),
-            ):
-                read = backbone.head_input(encoder(**together))
-                logits = [
-                    heads[tasks[index].name].logits(
-                        {name: value.tensor_split(len(passed))[place] for name, value in read.items()}
-                    )
-                    for place, index in enumerate(passed)
-                ]
-                loss = torch.stack([entropy(each).mean() for each in logits]).sum()
+        for passed in [each] if layers else [[index] for index in each]:
+            autocast = torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.autocast)
+            with autocast, batchnorm.by_batch(layers):
+                loss = entropies(passed)
             loss.backward()
             total += loss.item()
         return total
