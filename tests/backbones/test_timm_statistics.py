@@ -33,7 +33,8 @@ def expert_of(folder: Path, kind: str, **more: Any) -> tuple[Any, Any, Any]:
 
 @pytest.mark.parametrize(
     ("kind", "more"),
-    [("vit", {}), ("vit", {"init_values": 0.1}), ("vit", {"class_token": False, "global_pool": "avg"}), ("test_vit", {"img_size": 32})],
+    [("vit", {}), ("vit", {"init_values": 0.1}), ("vit", {"class_token": False, "global_pool": "avg"}), ("test_vit", {"img_size": 32}),
+     ("resnet", {}), ("efficientnet", {}), ("tf_efficientnet_lite0", {})],
 )  # fmt: skip
 def test_the_fisher_is_that_of_a_loop_over_examples_and_labels(tmp_path, kind, more):
     backbone, model, inputs = expert_of(tmp_path / "model", kind, **more)

@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from twin_merging.dynamic.convolution import is_convolution, padded
 from twin_merging.dynamic.routed import instead_of
 
 CHUNK = 1 << 21  # numbers of per-example gradients that are in memory at a time: so many stay in cache
@@ -21,10 +22,8 @@ Rule = Callable[[Any, Tensor, Tensor, Totals], None]
 
 def rule_of(module: nn.Module) -> Rule | None:
     """How the gradient of each single example is known for a layer of this very class; None where it is not."""
-    if isinstance(module, nn.Conv2d) and (
-        module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str)
-    ):
-        return None
+    if is_convolution(module):
+        return _convolution
     if isinstance(module, _BatchNorm) and (module.running_mean is None or module.weight is None):
         return None
     return RULES.get(type(module)) or NAMED.get(f"{type(module).__module__}.{type(module).__name__}")
@@ -54,10 +53,21 @@ def class_and_positions(module: nn.Module, states: Tensor, gradient: Tensor, tot
 
 
 def _convolution(module: Any, states: Tensor, gradient: Tensor, totals: Totals) -> None:
-    """A convolution is a linear layer of the patches that it sees."""
-    patches = functional.unfold(states, module.kernel_size, module.dilation, module.padding, module.stride)
-    flat = {name: total.flatten(1) if name == "weight" else total for name, total in totals.items()}
-    linear(module, patches.mT, gradient.flatten(2).mT, flat)
+    """A convolution is a linear layer of the patches that it sees; of groups each is one of its own channels."""
+    states, padding = padded(module, states)
+    patches = functional.unfold(states, module.kernel_size, module.dilation, padding, module.stride)
+    gradient, groups = gradient.flatten(2), module.groups
+    if groups == 1:
+        flat = {name: total.flatten(1) if name == "weight" else total for name, total in totals.items()}
+        linear(module, patches.mT, gradient.mT, flat)
+        return
+    weight = totals["weight"]
+    size = max(1, CHUNK // weight.numel())  # examples at a time
+    for seen, wanted in zip(patches.split(size), gradient.split(size), strict=True):
+        own = wanted.unflatten(1, (groups, -1)) @ seen.to(wanted.dtype).unflatten(1, (groups, -1)).mT
+        weight += own.to(weight.dtype).square_().sum(0).view_as(weight)
+    if "bias" in totals:
+        totals["bias"] += gradient.to(weight.dtype).sum(2).square().sum(0)
 
 
 def _layer_norm(module: Any, states: Tensor, gradient: Tensor, totals: Totals) -> None:
@@ -76,6 +86,16 @@ def _batch_norm(module: Any, states: Tensor, gradient: Tensor, totals: Totals) -
     normal = (states.to(dtype) - mean) * (variance + module.eps).rsqrt()
     for name, each in (("weight", gradient.to(dtype) * normal), ("bias", gradient.to(dtype))):
         totals[name] += each.flatten(2).sum(2).square().sum(0) if each.dim() > 2 else each.square().sum(0)
+
+
+def _batch_norm_and_activation(module: Any, states: Tensor, gradient: Tensor, totals: Totals) -> None:
+    """timm's layer that normalizes, drops and activates: the gradient is taken back to where it has normalized."""
+    with torch.enable_grad():
+        normal = functional.batch_norm(
+            states, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps
+        ).requires_grad_()
+        (before,) = torch.autograd.grad(module.act(module.drop(normal.clone())), normal, gradient)
+    _batch_norm(module, states, before, totals)
 
 
 def _scale(module: nn.Module, states: Tensor, gradient: Tensor, totals: Totals) -> None:
@@ -122,7 +142,6 @@ def _resizing(module: Any, tokens: int, pixels: Tensor) -> Tensor:
 RULES: dict[type, Rule] = {
     nn.Linear: linear,
     NonDynamicallyQuantizableLinear: linear,
-    nn.Conv2d: _convolution,
     nn.LayerNorm: _layer_norm,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
@@ -132,6 +151,7 @@ NAMED: dict[str, Rule] = {
     "open_clip.transformer.LayerNorm": _layer_norm,
     "open_clip.transformer.LayerScale": _scale,
     "timm.layers.norm.LayerNorm": _layer_norm,
+    "timm.layers.norm_act.BatchNormAct2d": _batch_norm_and_activation,
     "timm.layers.layer_scale.LayerScale": _scale,
     "transformers.models.dinov2.modeling_dinov2.Dinov2LayerScale": _scale,
     "transformers.models.dinov2.modeling_dinov2.Dinov2Embeddings": _image_embeddings,

@@ -217,7 +217,7 @@ def _not_known(name: str, module: nn.Module) -> UserError:
     return UserError(
         "the gradient of each single example is not known for this layer", key="merge_method.name",
         found=f"fisher with {name} ({type(module).__name__})",
-        expected="an encoder of linear layers, convolutions without groups, embeddings and norms, each called once, such as BERT, ViT, CLIP or ResNet",
+        expected="an encoder of linear layers, convolutions, embeddings and norms, each called once, such as BERT, ViT, CLIP or ResNet",
     )  # fmt: skip
 
 

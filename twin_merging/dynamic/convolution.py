@@ -26,6 +26,26 @@ def is_convolution(layer: nn.Module) -> bool:
     return plain or _pads_by_size(layer)
 
 
+def padded(layer: Any, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """The images, padded where a convolution cannot do it by itself, and the padding that is left to it."""
+    if _pads_by_size(layer) or layer.padding == "same":
+        sides = [
+            max((ceil(size / stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+            for size, stride, kernel, dilation in zip(
+                x.shape[-2:], layer.stride, layer.kernel_size, layer.dilation, strict=True
+            )
+        ]
+        around = [(side // 2, side - side // 2) for side in sides]
+    elif layer.padding == "valid":
+        return x, (0, 0)
+    elif layer.padding_mode == "zeros":
+        return x, layer.padding
+    else:
+        around = [(side, side) for side in layer.padding]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return F.pad(x, [*around[1], *around[0]], mode=mode), (0, 0)
+
+
 class RoutedConv2d(Routed):
     """y_b = (W_s + Σ_t w_t Δ_t) ∗ x_b + c_s + Σ_t w_t δ_t for images x of (B, channels, height, width).
 
@@ -48,7 +68,7 @@ class RoutedConv2d(Routed):
         if weights is None:
             return layer(x)
         self.check_rows(x)
-        x, padding = self._padded(x)
+        x, padding = padded(layer, x)
         if self.own is not None:
             return self._of_patches(x, padding)
         kernels, biases = (self._buffers.get(f"{name}_deltas") for name in ("weight", "bias"))
@@ -104,26 +124,6 @@ class RoutedConv2d(Routed):
         bias = None if biases is None else biases.expand(len(kernels), -1).flatten()
         y = F.conv2d(images, kernels.flatten(0, 1), bias, layer.stride, padding, layer.dilation, groups)
         return y if alike else y.view(len(x), -1, *y.shape[2:])
-
-    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The images, padded where a convolution cannot do it by itself, and the padding that is left to it."""
-        layer = self.shared
-        if _pads_by_size(layer) or layer.padding == "same":
-            sides = [
-                max((ceil(size / stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
-                for size, stride, kernel, dilation in zip(
-                    x.shape[-2:], layer.stride, layer.kernel_size, layer.dilation, strict=True
-                )
-            ]
-            around = [(side // 2, side - side // 2) for side in sides]
-        elif layer.padding == "valid":
-            return x, (0, 0)
-        elif layer.padding_mode == "zeros":
-            return x, layer.padding
-        else:
-            around = [(side, side) for side in layer.padding]
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        return F.pad(x, [*around[1], *around[0]], mode=mode), (0, 0)
 
 
 def _pads_by_size(layer: nn.Module) -> bool:
