@@ -74,6 +74,7 @@ SHAPES = {
     "overlapping": {"kernel_size": 3, "padding": 1}, "strided": {"kernel_size": 3, "stride": 2, "padding": (0, 2)},
     "pixels": {"kernel_size": 1}, "pixels left out": {"kernel_size": 1, "stride": 2}, "patches": {"kernel_size": 3, "stride": 3},
     "dilated": {"kernel_size": (3, 2), "dilation": 2}, "depthwise": {"kernel_size": 3, "padding": 1, "groups": 4},
+    "few places": {"kernel_size": (9, 5), "dilation": 1}, "few places, padded": {"kernel_size": 5, "padding": 1, "stride": (4, 3)},
     "in two groups": {"kernel_size": 3, "padding": 1, "groups": 2}, "grouped pixels": {"kernel_size": 1, "groups": 2},
     "same": {"kernel_size": (4, 3), "padding": "same", "dilation": (1, 2)}, "valid": {"kernel_size": 3, "padding": "valid"},
     "circular": {"kernel_size": 3, "padding": (1, 2), "padding_mode": "circular"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import ceil, prod
 from typing import Any
 
@@ -49,16 +49,17 @@ def padded(layer: Any, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
 class RoutedConv2d(Routed):
     """y_b = (W_s + Σ_t w_t Δ_t) ∗ x_b + c_s + Σ_t w_t δ_t for images x of (B, channels, height, width).
 
-    Where patches do not overlap, as in an embedding of patches or with kernels of one pixel, it is a product of patches with
-    one matrix an example. Else examples lie side by side as groups of one convolution whose kernels are all examples', so
-    that the layer's own groups, as of depthwise convolutions, are kept and no pixel is copied.
+    It is a product of patches with one matrix an example where patches do not overlap, as in an embedding of patches or with
+    kernels of one pixel, and where there are fewer of them than outputs, so that they are smaller than the kernels. Else
+    examples lie side by side as groups of one convolution whose kernels are all examples', so that the layer's own groups,
+    as of depthwise convolutions, are kept and no pixel is copied.
     """
 
     own: Any
 
     def prepare(self, planner: Planner, deltas: dict[str, Any]) -> None:
         layer, self.own = self.shared, None
-        if "weight" in deltas and layer.groups == 1 and prod(layer.kernel_size) <= prod(layer.stride):
+        if "weight" in deltas and layer.groups == 1:
             self.own = self.matrix(planner, deltas["weight"].flatten(2), deltas.get("bias"))
         else:
             super().prepare(planner, deltas)
@@ -69,9 +70,12 @@ class RoutedConv2d(Routed):
             return layer(x)
         self.check_rows(x)
         x, padding = padded(layer, x)
-        if self.own is not None:
-            return self._of_patches(x, padding)
         kernels, biases = (self._buffers.get(f"{name}_deltas") for name in ("weight", "bias"))
+        if self.own is not None:
+            size = self._size(x, padding)
+            if prod(layer.kernel_size) <= prod(layer.stride) or prod(size) <= len(layer.weight):
+                return self._of_patches(x, padding, size)
+            kernels, biases = self.own.dense.view(-1, *layer.weight.shape), self.own.bias
         if kernels is None:
             y = F.conv2d(x, layer.weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups)
             return y if biases is None else (y + mixed_by(weights, biases)[:, :, None, None]).to(y.dtype)
@@ -89,17 +93,19 @@ class RoutedConv2d(Routed):
             return super().merged(name, shared)
         return self.own.merged(self.shared.weight.flatten(1), self.shared.bias)[name == "bias"].view_as(shared)
 
-    def _of_patches(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+    def _of_patches(self, x: Tensor, padding: tuple[int, int], size: Sequence[int]) -> Tensor:
         layer = self.shared
         patches = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride).mT
-        y = self.own(patches, layer.weight.flatten(1), layer.bias).mT
-        height, width = (
-            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-            for size, pad, dilation, kernel, stride in zip(
-                x.shape[-2:], padding, layer.dilation, layer.kernel_size, layer.stride, strict=True
-            )
-        )
-        return y.reshape(len(x), -1, height, width)
+        return self.own(patches, layer.weight.flatten(1), layer.bias).mT.reshape(len(x), -1, *size)
+
+    def _size(self, x: Tensor, padding: tuple[int, int]) -> list[int]:
+        """Height and width of what is computed."""
+        layer = self.shared
+        sides = zip(x.shape[-2:], padding, layer.dilation, layer.kernel_size, layer.stride, strict=True)
+        return [
+            (side + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+            for side, pad, dilation, kernel, stride in sides
+        ]
 
     def _parts(self, weights: Tensor, size: int) -> Iterator[tuple[Rows, Tensor]]:
         """(examples, their weights): all of the same weights together where these are few, else as many as ``AT_ONCE`` lets."""
