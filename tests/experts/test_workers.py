@@ -123,11 +123,15 @@ def test_an_image_that_went_bad_is_named(backbone, task, tmp_path: Path, count: 
 
 
 def test_as_many_workers_as_there_is_room_for(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(workers, "START", "fork")
     monkeypatch.setattr(workers, "processors", lambda: 32)
     monkeypatch.setattr(workers, "SHARED", tmp_path / "none")
     assert workers_for(None, 0, 128) == 0  # nothing is decoded
     assert workers_for(5, 0, 128) == 5
     assert workers_for(None, 600_000, 128) == 8
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(workers, "START", None)
+        assert (workers_for(None, 600_000, 128), workers_for(5, 600_000, 128)) == (0, 5)
     monkeypatch.setattr(workers, "SHARED", tmp_path)
     usage = workers.shutil.disk_usage(tmp_path)
     for free, count in ((64 << 20, 0), (2 << 30, 4), (64 << 30, 8)):  # a batch of 128 has 77 MB

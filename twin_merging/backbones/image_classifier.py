@@ -127,6 +127,7 @@ class ImageClassifierBackbone(EncoderBackbone):
         return {"first_and_rest": torch.cat([states[:, 0], states[:, 1:].mean(1)], 1)}
 
     def _images(self, task: Task) -> Mapping[str, bytes]:
+        """A task's images, of which a stored one's table is read here, and not by each worker process."""
         if task.images is None:
             raise UserError(
                 "this backbone sees images",
@@ -134,6 +135,7 @@ class ImageClassifierBackbone(EncoderBackbone):
                 found=f"{task.name}, whose rows are texts",
                 expected="tasks=vision",
             )
+        len(task.images)
         return task.images
 
     @staticmethod

@@ -21,7 +21,7 @@ from twin_merging.backbones.rows import Inputs, WithMore
 from twin_merging.config import FullFineTuning
 from twin_merging.evaluation.metrics import metrics
 from twin_merging.evaluation.selection import choose
-from twin_merging.experts.workers import EpochCallback, plain_errors, workers_for
+from twin_merging.experts.workers import START, EpochCallback, plain_errors, workers_for
 from twin_merging.progress import Progress
 from twin_merging.tasks.base import TRAIN, VALIDATION, Task
 
@@ -110,6 +110,7 @@ def fit(
         load_best_model_at_end=True, metric_for_best_model="score", greater_is_better=True,
         logging_strategy="epoch", report_to="none", disable_tqdm=True, dataloader_pin_memory=backbone.device.type != "cpu",
         label_names=["labels"], remove_unused_columns=False, dataloader_num_workers=workers,
+        dataloader_multiprocessing_context=START if workers else None,
     )  # fmt: skip
     for name, value in (changed or {}).items():
         setattr(arguments, name, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,20 +18,22 @@ from twin_merging.errors import UserError
 MOST = 8
 IN_FLIGHT = 3  # batches a worker: torch asks for two ahead, and one is on its way
 SHARED = Path("/dev/shm")  # what workers give batches through, where there is one; some containers have 64 MB
+START = "fork" if sys.platform == "linux" else None  # how; None: as the system does by default
 
 
 def workers_for(asked: int | None, row_bytes: int, batch_size: int) -> int:
     """How many processes make rows; 0: the one that trains.
 
     Args:
-        asked: ``finetune.workers``; None: all processors but one, up to ``MOST``, that half of the free shared memory serves.
+        asked: ``finetune.workers``; None: all processors but one, up to ``MOST``, that half of the free shared memory serves,
+            where a process is forked. Elsewhere each would take seconds to start, for every pass.
         row_bytes: ``made_bytes`` of the rows.
     """
     if multiprocessing.current_process().daemon:  # which may start none
         return 0
     if asked is not None:
         return asked
-    if not row_bytes:
+    if not row_bytes or START is None:
         return 0
     most = min(MOST, processors() - 1)
     if SHARED.is_dir():
