@@ -219,4 +219,4 @@ def test_jobs_without_it_are_addressed_as_ever(place, method):
     assert "batchnorm" not in {stage.name for stage in upstream(few.result)}
     few, many = (job(place, "resnet", f"merge_method={method}", f"backbone.batchnorm_rows={rows}") for rows in (20, 30))
     assert keys(few) != keys(many)
-    assert [stage.key for stage in few.experts] == [stage.key for stage in many.experts]
+    assert not {stage.key for stage in few.experts} & {stage.key for stage in many.experts}

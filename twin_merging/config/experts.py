@@ -11,6 +11,12 @@ from twin_merging.config.registries import backbones, finetunings, task_sources
 
 PIXELS = "16GB"
 """SVHN's 99,289 images of 224 x 224 take up 15."""
+BATCHNORM_ROWS = 256
+BATCHNORM = (
+    "training images of each task by which BatchNorm's statistics are found of experts and of merged models, at most"
+)
+BATCHNORM_BATCH = 64
+"""Rows of a batch, all tasks' together: more or fewer would give other statistics."""
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 AUGMENT = (
     "what training sees of an image: what evaluation does, or each epoch another crop of it, which may be mirrored"
@@ -40,9 +46,7 @@ class ImageClassifier:
         PIXELS,
         "disk that a task's images may take up decoded, for all passes; a larger task's are decoded anew; null: none",
     )
-    batchnorm_rows: int = option(
-        256, "training images of each task by which a merged model's BatchNorm statistics are found, at most", low=2
-    )
+    batchnorm_rows: int = option(BATCHNORM_ROWS, BATCHNORM, low=2)
     augment: str = option("none", AUGMENT, choices=AUGMENTATIONS)
     trust_remote_code: bool = option(False, "run modelling code that comes with the weights")
     domain: ClassVar[str] = IMAGES
@@ -81,9 +85,7 @@ class Timm:
         PIXELS,
         "disk that a task's images may take up decoded, for all passes; a larger task's are decoded anew; null: none",
     )
-    batchnorm_rows: int = option(
-        256, "training images of each task by which a merged model's BatchNorm statistics are found, at most", low=2
-    )
+    batchnorm_rows: int = option(BATCHNORM_ROWS, BATCHNORM, low=2)
     augment: str = option("none", AUGMENT, choices=AUGMENTATIONS)
     domain: ClassVar[str] = IMAGES
     trust_remote_code: ClassVar[bool] = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from twin_merging.backbones.rows import Inputs, WithMore
 from twin_merging.config import FullFineTuning
 from twin_merging.evaluation.metrics import metrics
 from twin_merging.evaluation.selection import choose
+from twin_merging.experts.norms import statistics_of
 from twin_merging.experts.workers import START, EpochCallback, plain_errors, workers_for
 from twin_merging.progress import Progress
 from twin_merging.tasks.base import TRAIN, VALIDATION, Task
@@ -67,8 +68,9 @@ def train(
     rows, held_out = labelled(inputs, task, TRAIN), labelled(backbone.inputs(task, VALIDATION), task, VALIDATION)
     workers = workers_for(options.workers, backbone.made_bytes(task), options.batch_size)
     by_epoch = fit(
-        backbone, model, rows, held_out, compute_metrics, options, seed, scratch, task.name, workers=workers
-    ).scores
+        backbone, model, rows, held_out, compute_metrics, options, seed, scratch, task.name, workers=workers,
+        callbacks=statistics_of(backbone, backbone.encoder(model), [task]),
+    ).scores  # fmt: skip
     choice = choose(f"epoch of {task.name}", by_epoch, task, VALIDATION)
     return {"choice": choice, "train_tokens": sum(inputs.lengths) * options.epochs}
 
@@ -90,7 +92,7 @@ class Fitted(NamedTuple):
 def fit(
     backbone: Any, model: Any, rows: Any, held_out: Any,
     compute_metrics: Callable[[Any], dict[str, float]], options: Any, seed: int, scratch: Path, label: str,
-    changed: Mapping[str, Any] | None = None, workers: int = 0, **parts: Any,
+    changed: Mapping[str, Any] | None = None, workers: int = 0, callbacks: Sequence[TrainerCallback] = (), **parts: Any,
 ) -> Fitted:  # fmt: skip
     """Train in place on ``rows`` and leave the weights of the epoch whose ``score`` on ``held_out`` is best.
 
@@ -99,6 +101,7 @@ def fit(
         options: of fine-tuning, such as ``FullFineTuning``.
         changed: values of ``TrainingArguments`` that replace what follows from the options.
         workers: processes that make rows.
+        callbacks: more of the ``Trainer``'s.
         parts: of the ``Trainer``, in place of the collator and the optimizer for an encoder with a head.
     """
     steps = -(-len(rows) // options.batch_size) * options.epochs
@@ -120,7 +123,7 @@ def fit(
         train_dataset=rows,
         eval_dataset=held_out,
         compute_metrics=compute_metrics,
-        callbacks=[_EtaCallback(label), _CheckpointCallback(), EpochCallback(rows)],
+        callbacks=[_EtaCallback(label), _CheckpointCallback(), EpochCallback(rows), *callbacks],
         **(parts or _with_head(backbone, model, options)),
     )
     trainer.remove_callback(_printer())

@@ -20,6 +20,7 @@ from twin_merging.config import FullFineTuning
 from twin_merging.evaluation.metrics import metrics
 from twin_merging.evaluation.selection import Choice, choose
 from twin_merging.experts.fine_tuning import fit, predictions_of
+from twin_merging.experts.norms import statistics_of
 from twin_merging.experts.workers import workers_for
 from twin_merging.tasks.base import TRAIN, VALIDATION, Task
 
@@ -105,7 +106,10 @@ def train_jointly(
             scores.append(metrics[task.metric](predictions_of(logits, task), task.splits[VALIDATION].labels))
         return {"score": fmean(scores)}
 
-    fitted = fit(backbone, model, rows, held_out, compute_metrics, options, seed, scratch, "all tasks", workers=workers)
+    fitted = fit(
+        backbone, model, rows, held_out, compute_metrics, options, seed, scratch, "all tasks", workers=workers,
+        callbacks=statistics_of(backbone, encoder, tasks),
+    )  # fmt: skip
     choice = choose("epoch of multitask", fitted.scores, tasks, VALIDATION)
     own = {task.name: _own(head) for task, head in zip(tasks, heads, strict=True)}
     return encoder.state_dict(), own, choice

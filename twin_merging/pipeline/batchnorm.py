@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from twin_merging import checkpoints, parameters
 from twin_merging.backbones import batchnorm
 from twin_merging.checkpoints import Checkpoint
+from twin_merging.config.experts import BATCHNORM_BATCH
 from twin_merging.evaluation.selection import refuse_test, unlabelled
 from twin_merging.pipeline import batchnorm_stages
 from twin_merging.pipeline.artefacts import (
@@ -40,7 +41,7 @@ def refresh(stages: Stages, encoder: nn.Module, tasks: list[Task], label: str) -
         return
     refuse_test(WHAT, tasks, TRAIN)
     inputs = [inputs_of(stages, task, TRAIN, count) for task, count in zip(tasks, _rows(stages, tasks), strict=True)]
-    batchnorm.recompute(backbone_of(stages), encoder, inputs, batchnorm_stages.BATCH, f"BatchNorm: {label}")
+    batchnorm.recompute(backbone_of(stages), encoder, inputs, BATCHNORM_BATCH, f"BatchNorm: {label}")
 
 
 def refreshed(stages: Stages, weights: Mapping[str, Tensor], label: str) -> tuple[dict[str, Tensor], list[dict]]:

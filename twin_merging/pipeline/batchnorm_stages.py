@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from twin_merging.config.experts import BATCHNORM_BATCH, BATCHNORM_ROWS
 from twin_merging.pipeline.stage import Stage, by
 from twin_merging.validation import to_plain
 
 if TYPE_CHECKING:
     from twin_merging.pipeline.stages import Stages
 
-ROWS = 256  # of each task, where the backbone's options do not say
-BATCH = 64  # rows of a batch, all tasks' together: more or fewer would give other statistics
-
 
 def rows(stages: Stages) -> int:
     """Training rows of each task that statistics are found by, at most."""
-    return getattr(stages.run.backbone, "batchnorm_rows", ROWS)
+    return getattr(stages.run.backbone, "batchnorm_rows", BATCHNORM_ROWS)
 
 
 def determining(stages: Stages) -> dict[str, Any]:
     """The options that determine a merged encoder's statistics."""
     if not stages.has_statistics:
         return {}
-    return {"batchnorm": {"rows": rows(stages), "batch": BATCH}, "precision": stages.precision, **stages.reading}
+    return {
+        "batchnorm": {"rows": rows(stages), "batch": BATCHNORM_BATCH},
+        "precision": stages.precision,
+        **stages.reading,
+    }
 
 
 def data(stages: Stages) -> tuple[Stage, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from twin_merging.config import finetunings
 from twin_merging.errors import UserError
-from twin_merging.pipeline import expert_stages
+from twin_merging.pipeline import batchnorm_stages, expert_stages
 from twin_merging.pipeline.stage import Stage, by
 from twin_merging.validation import to_plain
 
@@ -67,7 +67,7 @@ def joint(stages: Stages) -> Stage:
     options = {
         "finetune": expert_stages.determining(stages.run.finetune), "code": finetunings[stages.run.finetune.name].code_hash(),
         "seed": stages.run.training_seed, **_precision(stages), **stages.heads_from(*stages.names),
-        **expert_stages.augmented(stages.run.backbone),
+        **expert_stages.augmented(stages.run.backbone), **batchnorm_stages.determining(stages),
     }  # fmt: skip
     inputs = (stages.base, *map(stages.data, stages.names))
     return Stage("joint", ", ".join(stages.names), options, inputs, by("data_methods", "joint", stages))

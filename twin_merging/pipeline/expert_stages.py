@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from twin_merging.config import Clip, ImageClassifier, finetunings
 from twin_merging.experts.published import located
+from twin_merging.pipeline import batchnorm_stages
 from twin_merging.pipeline.stage import Stage, by
 from twin_merging.validation import to_plain
 
@@ -41,6 +42,7 @@ def trained(stages: Stages, name: str) -> Stage:
     options = {
         "finetune": determining(tuning_of(run.finetune, name)), "code": finetunings[run.finetune.name].code_hash(), **stages.reading,
         "precision": stages.precision, "seed": run.training_seed, **stages.heads_from(name), **augmented(run.backbone),
+        **batchnorm_stages.determining(stages),
     }  # fmt: skip
     version = 2 if isinstance(run.backbone, ImageClassifier) else 1  # the chosen epoch was not restored whole
     inputs = (stages.base, stages.data(name))

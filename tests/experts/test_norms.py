@@ -1,0 +1,53 @@
+"""An encoder with BatchNorm is judged and kept with statistics of its own weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from backbones.tiny_batchnorm import save_resnet
+from backbones.tiny_images import backbone_of, colour_task
+from backbones.tiny_timm import backbone_of as timm_of
+from backbones.tiny_timm import save_timm
+from oracles import batchnorm as oracle
+
+from twin_merging.backbones.batchnorm import norms
+from twin_merging.config import FullFineTuning
+from twin_merging.experts.fine_tuning import full_fine_tuning
+from twin_merging.experts.multitask import train_jointly
+
+OPTIONS = FullFineTuning(epochs=2, lr=1e-3, batch_size=8)
+
+
+def check(backbone, encoder, tasks, rows: int) -> None:
+    inputs = [backbone.inputs(task, "train") for task in tasks]
+    (names,) = {tuple(backbone.batch(each, range(rows))) for each in inputs}
+    batch = {name: torch.cat([backbone.batch(each, range(rows))[name] for each in inputs]) for name in names}
+    expected, state = oracle.statistics(encoder, [batch]), encoder.state_dict()
+    assert expected
+    for name, values in expected.items():
+        np.testing.assert_allclose(state[name].numpy(), values, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.fixture(params=["transformers", "timm"])
+def backbone(request, tmp_path):
+    if request.param == "transformers":
+        found = backbone_of(save_resnet(tmp_path / "model"))
+        found.options.batchnorm_rows = 20
+        return found
+    save_timm(tmp_path / "model", "resnet")
+    return timm_of(tmp_path / "model", batchnorm_rows=20)
+
+
+def test_an_expert_is_saved_with_statistics_of_its_first_training_rows(backbone, tmp_path):
+    task = colour_task("a")
+    full_fine_tuning(backbone, task, OPTIONS, 0, tmp_path / "expert", tmp_path / "scratch")
+    model = backbone.load(tmp_path / "expert", 3)
+    assert norms(backbone.encoder(model))
+    check(backbone, backbone.encoder(model), [task], 20)
+
+
+def test_joint_training_finds_them_by_all_tasks_alike(backbone, tmp_path):
+    tasks = [colour_task("a"), colour_task("b", rows=12, seed=1)]
+    weights, _, _ = train_jointly(backbone, tasks, OPTIONS, 0, tmp_path)
+    check(backbone, backbone.encoder_with(weights), tasks, 12)
