@@ -153,7 +153,7 @@ def test_images_that_are_kept_need_none_unless_they_are_augmented(backbone, fold
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda sent: sent.name)
 def test_workers_end_with_the_process_that_trains(folder: Path, tmp_path: Path, sent: signal.Signals):
     script = f"""
-import multiprocessing, sys, threading, time
+import multiprocessing, signal, sys, threading, time
 from pathlib import Path
 from backbones.tiny_images import backbone_of, colour_task
 from twin_merging.config import FullFineTuning
@@ -165,6 +165,7 @@ def tell():
     print(*(child.pid for child in found), flush=True)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
     threading.Thread(target=tell, daemon=True).start()
     backbone = backbone_of(Path({str(folder)!r}), augment="crop")
     options = FullFineTuning(epochs=10**4, batch_size=8, workers=2)
