@@ -58,6 +58,15 @@ def test_a_sweep_makes_every_combination():
     ]  # fmt: skip
 
 
+def test_a_key_that_all_options_of_a_sweep_have_is_known_though_the_default_option_has_it_not():
+    launch = plan([ONE_TASK, "merge_method=tsv_merge,iso_c", "merge_method.matrices=[.*layer.*]"], multirun=True)
+    assert [(run.merge_method.name, run.merge_method.matrices) for run in launch.jobs] == [
+        ("tsv_merge", [".*layer.*"]), ("iso_c", [".*layer.*"]),
+    ]  # fmt: skip
+    error = refused(ONE_TASK, "merge_method=tsv_merge,pretrained", "merge_method.matrices=[x]", multirun=True)
+    assert error.key == "merge_method.matrices"
+
+
 def test_several_values_without_a_sweep():
     error = refused(ONE_TASK, "seed=0,1")
     assert error.key == "seed"

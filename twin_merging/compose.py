@@ -14,7 +14,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from twin_merging.config import RunConfig
+from twin_merging.config import REGISTRIES, RunConfig
 from twin_merging.errors import UserError
 from twin_merging.job_names import job_names
 from twin_merging.language_checks import is_language
@@ -66,7 +66,7 @@ def plan(overrides: list[str], multirun: bool) -> Launch:
         load_plugins(_plugins(overrides))
         parsed = parse(overrides)
         single = [text for text, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
-        first = compose_config(single)
+        first = compose_config([one for override in parsed for one in _one_of(override)])
         multirun = multirun or (first.hydra.mode is not None and first.hydra.mode.name == "MULTIRUN")
         if not multirun:
             overrides_of_jobs, arguments = [overrides], overrides
@@ -89,6 +89,15 @@ def plan(overrides: list[str], multirun: bool) -> Launch:
             own = "hydra.sweep.subdir" in given
             launch.names = _subfolders(composed) if own else job_names(launch.batch)
     return launch
+
+
+def _one_of(override: Override) -> list[str]:
+    """An argument as one job has it: of options that are swept over the first, which has the keys that other arguments are for."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if override.key_or_group in REGISTRIES and override.is_choice_sweep():
+        return [f"{override.get_key_element()}={next(override.sweep_string_iterator())}"]
+    return []
 
 
 def compose_each(jobs: list[list[str]]) -> list[RunConfig]:
