@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from twin_merging.compose import cache_folder, plan
+from twin_merging.compose import cache_folder, composer, plan
 from twin_merging.errors import UserError
+from twin_merging.overrides import compose_config, parse
 
 ONE_TASK = "tasks.names=[cola]"
 
@@ -63,6 +64,8 @@ def test_a_key_that_all_options_of_a_sweep_have_is_known_though_the_default_opti
     assert [(run.merge_method.name, run.merge_method.matrices) for run in launch.jobs] == [
         ("tsv_merge", [".*layer.*"]), ("iso_c", [".*layer.*"]),
     ]  # fmt: skip
+    with composer():  # as Hydra does before its sweeper is asked
+        compose_config([each.input_line for each in parse(launch.overrides) if not each.is_sweep_override()])
     error = refused(ONE_TASK, "merge_method=tsv_merge,pretrained", "merge_method.matrices=[x]", multirun=True)
     assert error.key == "merge_method.matrices"
 

@@ -74,7 +74,8 @@ def plan(overrides: list[str], multirun: bool) -> Launch:
                 swept = next(override.key_or_group for override in parsed if override.is_sweep_override())
                 raise UserError("several values are a sweep", key=swept, hint="add -m (--multirun)")
         else:
-            arguments = _with_experiment_sweep(overrides, parsed, first)
+            overrides = _as_hydra_takes_it(overrides, parsed)
+            arguments = _with_experiment_sweep(overrides, parse(overrides), first)
             overrides_of_jobs = _expand(arguments, first)
         _check_direction(first)
         composed = [compose_config(job) for job in overrides_of_jobs]
@@ -98,6 +99,24 @@ def _one_of(override: Override) -> list[str]:
     if override.key_or_group in REGISTRIES and override.is_choice_sweep():
         return [f"{override.get_key_element()}={next(override.sweep_string_iterator())}"]
     return []
+
+
+def _as_hydra_takes_it(overrides: list[str], parsed: list[Override]) -> list[str]:
+    """Arguments of a sweep, of which Hydra first composes those that are not swept: one for a key that only swept options have is
+    swept too, over its one value."""
+    swept = {f"{override.key_or_group}." for override in parsed if _one_of(override) and override.is_sweep_override()}
+    inside = [
+        not override.is_sweep_override() and str(override.key_or_group).startswith(tuple(swept)) for override in parsed
+    ]
+    try:
+        if any(inside):
+            compose_config([str(override.input_line) for override in parsed if not override.is_sweep_override()])
+        return overrides
+    except UserError:
+        return [
+            f"{text.partition('=')[0]}=choice({text.partition('=')[2]})" if own else text
+            for text, own in zip(overrides, inside, strict=True)
+        ]
 
 
 def compose_each(jobs: list[list[str]]) -> list[RunConfig]:
