@@ -38,6 +38,19 @@ def expert_of(folder: Path, kind: str, **more: Any) -> tuple[Any, Any, Any]:
 )  # fmt: skip
 def test_the_fisher_is_that_of_a_loop_over_examples_and_labels(tmp_path, kind, more):
     backbone, model, inputs = expert_of(tmp_path / "model", kind, **more)
+    check(backbone, model, inputs)
+
+
+def test_so_it_is_of_the_biases_of_convolutions_in_groups(tmp_path):
+    backbone, model, inputs = expert_of(tmp_path / "model", "efficientnet")
+    grouped = [each for each in backbone.encoder(model).modules() if isinstance(each, nn.Conv2d) and each.groups > 1]
+    assert grouped
+    for layer in grouped:
+        layer.bias = nn.Parameter(0.1 * torch.randn(layer.out_channels, dtype=torch.float64))
+    check(backbone, model, inputs)
+
+
+def check(backbone: Any, model: Any, inputs: Any) -> None:
     found = statistics.diagonal_fisher(backbone, model, inputs, "expectation", [], 3, 0, "test")
     alone = [backbone.collate([row]) for row in inputs.rows]
     expected = oracle.diagonal_fisher(model, backbone.encoder(model), alone, None)

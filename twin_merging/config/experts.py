@@ -35,10 +35,10 @@ class SequenceClassifier:
 
 
 @dataclass
-class ImageClassifier:
-    """An image encoder of the Hugging Face hub, of a folder or of the offline assets, with one head a task."""
+class ImageEncoder:
+    """What image encoders have in common whose heads are fine-tuned, one a task."""
 
-    name: str = "image_classifier"
+    name: str = "???"
     pretrained: str = option("???", "asset:NAME, a folder, or a hub name")
     revision: str | None = option(None, "hub commit, branch or tag; a commit pins the weights")
     image_size: int | None = option(None, "side of the square that the model sees, in pixels; null: its own", low=8)
@@ -48,8 +48,15 @@ class ImageClassifier:
     )
     batchnorm_rows: int = option(BATCHNORM_ROWS, BATCHNORM, low=2)
     augment: str = option("none", AUGMENT, choices=AUGMENTATIONS)
-    trust_remote_code: bool = option(False, "run modelling code that comes with the weights")
     domain: ClassVar[str] = IMAGES
+
+
+@dataclass
+class ImageClassifier(ImageEncoder):
+    """An image encoder of the Hugging Face hub, of a folder or of the offline assets, with one head a task."""
+
+    name: str = "image_classifier"
+    trust_remote_code: bool = option(False, "run modelling code that comes with the weights")
 
 
 @dataclass
@@ -74,20 +81,11 @@ class Clip:
 
 
 @dataclass
-class Timm:
-    """An image encoder of timm's, convolutional or not, of the hub, of a folder or of the offline assets, with one head a task."""
+class Timm(ImageEncoder):
+    """An image encoder of timm's, convolutional or not, of the hub, of a folder or of the offline assets, in timm's form, with one head a
+    task."""
 
     name: str = "timm"
-    pretrained: str = option("???", "asset:NAME, a folder, or a hub name; in timm's form")
-    revision: str | None = option(None, "hub commit, branch or tag; a commit pins the weights")
-    image_size: int | None = option(None, "side of the square that the model sees, in pixels; null: its own", low=8)
-    pixels: str | None = option(
-        PIXELS,
-        "disk that a task's images may take up decoded, for all passes; a larger task's are decoded anew; null: none",
-    )
-    batchnorm_rows: int = option(BATCHNORM_ROWS, BATCHNORM, low=2)
-    augment: str = option("none", AUGMENT, choices=AUGMENTATIONS)
-    domain: ClassVar[str] = IMAGES
     trust_remote_code: ClassVar[bool] = False
 
 
