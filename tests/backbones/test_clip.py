@@ -165,6 +165,38 @@ def test_routers_read_the_mean_of_the_patches_states(folder, task):
         assert torch.equal(whole, last) == (layer in (-1, 2))
 
 
+@pytest.mark.parametrize(
+    ("vision", "shorter"),
+    [
+        ({}, True), ({"ls_init_value": 0.3}, True), ({"final_ln_after_pool": True}, True), ({"pool_type": "avg"}, False),
+        ({"block_type": "custom"}, False),
+    ],
+)  # fmt: skip
+def test_an_embedding_alone_is_the_same_and_goes_back_alike(tmp_path, task, vision, shorter):
+    """Where the class token makes it, its last block computes that token alone."""
+    backbone = backbone_of(save_clip(tmp_path, vision_cfg={**MODEL["vision_cfg"], **vision}))
+    encoder = backbone.encoder(backbone.new_expert(task)).eval()
+    batch, seen, found = backbone.batch(backbone.inputs(task, "test"), range(5)), [], []
+    encoder.visual.transformer.resblocks[-1].mlp.register_forward_hook(lambda *given: seen.append(given[2].shape[1]))
+    for run in (lambda: encoder(**batch).pooler_output, lambda: backbone.embedded(encoder, batch)["pooled"]):
+        encoder.requires_grad_().zero_grad()
+        pooled = run()
+        pooled.square().sum().backward()
+        found.append({"pooled": pooled, **{name: one.grad.clone() for name, one in encoder.named_parameters()}})
+    assert seen == [17, 1 if shorter else 17]
+    for name, whole in found[0].items():
+        torch.testing.assert_close(found[1][name], whole, rtol=1e-4, atol=1e-5 * whole.detach().abs().max().item())
+    assert encoder(**batch).last_hidden_state.shape[1] > 1
+
+
+def test_a_model_that_learns_answers_as_one_that_does_not(folder, task):
+    backbone = backbone_of(folder)
+    model, batch = backbone.new_expert(task), backbone.batch(backbone.inputs(task, "test"), range(5))
+    with torch.inference_mode():
+        answers = [model.train(mode)(**batch).logits for mode in (True, False)]
+    torch.testing.assert_close(*answers, rtol=0, atol=1e-4)
+
+
 # --- merging and learning ---------------------------------------------------------------------------------------------
 
 

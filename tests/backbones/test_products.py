@@ -104,6 +104,59 @@ def test_packed_attention_and_its_gradients_are_torchs_own(onednn, masked, learn
             torch.testing.assert_close(mine.grad.double(), own.grad, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_some_tokens_attend_to_all_by_some_rows_of_the_packed_matrix(onednn, bias):
+    torch.manual_seed(0)
+    attention, x = nn.MultiheadAttention(48, 4, bias=bias, batch_first=True), torch.randn(3, 7, 48, requires_grad=True)
+    if bias:
+        nn.init.normal_(attention.in_proj_bias)
+    other, given = copy.deepcopy(attention).double(), x.detach().double().requires_grad_()
+    wanted, _ = other(given[:, :1], given, given, need_weights=False)
+    with faster_products(attention):
+        found, _ = attention(x[:, :1], x, x, need_weights=False)
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)
+    assert set(onednn) == {(3, 48, 48), (21, 96, 48)}
+    wanted.square().sum().backward()
+    found.square().sum().backward()
+    for mine, own in zip([x, *attention.parameters()], [given, *other.parameters()], strict=True):
+        torch.testing.assert_close(mine.grad.double(), own.grad, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_so_they_do_under_autocast(fixed):
+    torch.manual_seed(0)
+    attention, x = nn.MultiheadAttention(48, 4, batch_first=True).requires_grad_(not fixed), torch.randn(3, 7, 48)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted, _ = attention(x[:, :2], x, x, need_weights=False)
+        with faster_products(attention, autocast=True, fixed=fixed):
+            for _ in range(2):
+                found, _ = attention(x[:, :2], x, x, need_weights=False)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-2)
+
+
+def test_a_weight_that_several_batches_go_back_through_is_turned_once(onednn, monkeypatch):
+    """And anew once it has changed, be it written through a view as merges are."""
+    monkeypatch.setattr(products, "MANY", 1)
+    torch.manual_seed(0)
+    layer, other = nn.Linear(48, 80), nn.Linear(48, 80).double()
+    with faster_products(layer, repeated=True):
+        for _ in range(3):
+            with torch.no_grad():
+                torch.add(layer.weight.view(-1), torch.randn(80 * 48), out=layer.weight.view(-1))
+            other.load_state_dict(layer.state_dict())
+            turned = []
+            for _ in range(2):
+                x = torch.randn(8, 48, requires_grad=True)
+                given = x.detach().double().requires_grad_()
+                layer(x).square().sum().backward()
+                other(given).square().sum().backward()
+                torch.testing.assert_close(x.grad.double(), given.grad, rtol=1e-5, atol=1e-4)
+                turned.append(layer.turned.of(layer.weight))
+            assert turned[0] is turned[1]
+            assert torch.equal(turned[0], layer.weight.mT)
+    assert not hasattr(layer, "turned")
+
+
 @pytest.mark.parametrize(
     ("made", "asked"),
     [
@@ -175,7 +228,7 @@ def test_autocast_rounds_a_weight_once_and_gives_the_same(monkeypatch, fixed):
             assert torch.equal(model[0](x), plain[0](x))
             assert model[0](x).dtype == torch.float16
     assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]
-    assert not {"rounded", "fixed"} & {*vars(rests), *vars(learns)}
+    assert not {"rounded", "fixed", "turned"} & {*vars(rests), *vars(learns)}
 
 
 def test_a_language_model_answers_alike(onednn, tmp_path):

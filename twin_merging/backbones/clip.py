@@ -14,7 +14,7 @@ from open_clip.model import resize_pos_embed
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from PIL.Image import Image
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPImageProcessor
 
 from twin_merging import checkpoints
@@ -22,6 +22,7 @@ from twin_merging.backbones.clip_experts import image_tower
 from twin_merging.backbones.clip_model import ClipClassifier, ClipConfig
 from twin_merging.backbones.clip_names import from_transformers
 from twin_merging.backbones.clip_source import SEED, Architecture, architecture_of
+from twin_merging.backbones.encoders import Batch
 from twin_merging.backbones.features import Features, Head
 from twin_merging.backbones.image_classifier import ImageClassifierBackbone
 from twin_merging.backbones.loading import load_model
@@ -63,6 +64,9 @@ class ClipBackbone(ImageClassifierBackbone):
 
     def head_input(self, output: Any) -> Features:
         return {"pooled": output.pooler_output.float()}
+
+    def embedded(self, encoder: nn.Module, batch: Batch) -> Features:
+        return self.head_input(encoder(**batch, tokens=False))
 
     # --- models -------------------------------------------------------------------------------------------------------
 

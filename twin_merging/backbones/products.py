@@ -20,7 +20,9 @@ MANY = 256  # rows from which a product is worth a transposed copy of a matrix
 
 
 @contextmanager
-def faster_products(model: nn.Module, autocast: bool = False, fixed: bool = False) -> Iterator[None]:
+def faster_products(
+    model: nn.Module, autocast: bool = False, fixed: bool = False, repeated: bool = False
+) -> Iterator[None]:
     """Within, linear layers and packed attention of float32 that lie on a CPU multiply by oneDNN, if that is faster on this machine.
 
     Under autocast a weight that does not change is rounded once, and not at each product: half of its size more in memory.
@@ -28,6 +30,7 @@ def faster_products(model: nn.Module, autocast: bool = False, fixed: bool = Fals
     Args:
         autocast: whether the model is going to run under it.
         fixed: no weight changes meanwhile; else those do that have a gradient.
+        repeated: several batches go back before weights change: their transposes are kept until then, as much memory as they.
     """
     layers = [layer for layer in model.modules() if type(layer) in FASTER and _is_for_cpu(next(layer.parameters()))]
     if not layers or not (autocast or Speeds.of("cpu").kernel == "onednn"):
@@ -36,13 +39,14 @@ def faster_products(model: nn.Module, autocast: bool = False, fixed: bool = Fals
     before = [type(layer) for layer in layers]
     for layer in layers:
         layer.__class__ = FASTER[type(layer)]
-        cast(Faster, layer).fixed, cast(Faster, layer).rounded = fixed, {}
+        faster = cast(Faster, layer)
+        faster.fixed, faster.rounded, faster.turned = fixed, {}, Transposes() if repeated else None
     try:
         yield
     finally:
         for layer, kind in zip(layers, before, strict=True):
             layer.__class__ = kind
-            for name in ("fixed", "rounded"):
+            for name in ("fixed", "rounded", "turned"):
                 layer.__dict__.pop(name, None)
 
 
@@ -51,15 +55,19 @@ class Faster:
 
     fixed: bool
     rounded: dict[int, Tensor]
+    turned: Transposes | None
 
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x Wᵀ + c, and its gradients."""
-        if torch.is_autocast_enabled("cpu"):
-            return F.linear(x, self._rounded(weight) if self.fixed or not weight.requires_grad else weight, bias)
-        if x.numel() * len(weight) < SMALL or x.dtype != torch.float32:
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice = slice(None)) -> Tensor:
+        """x Wᵀ + c of some rows of W and c, and its gradients."""
+        rounds = torch.is_autocast_enabled("cpu")
+        if rounds and (self.fixed or not weight.requires_grad):
+            weight = self._rounded(weight)
+        if rows != slice(None):
+            weight, bias = weight[rows], None if bias is None else bias[rows]
+        if rounds or x.numel() * len(weight) < SMALL or x.dtype != torch.float32:
             return F.linear(x, weight, bias)
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-            return Product.apply(x, weight, bias)
+            return Product.apply(x, weight, bias, self.turned)
         return onednn(x, weight, bias)
 
     def _rounded(self, weight: Tensor) -> Tensor:
@@ -79,7 +87,8 @@ class FasterLinear(Faster, nn.Linear):
 
 
 class FasterAttention(Faster, nn.MultiheadAttention):
-    """Attention of tokens (B, S, d) to each other, [q, k, v] = x Wᵀ + c of one packed matrix; any other is as it was."""
+    """Attention of tokens (B, S, d) to each other, or of some to all, [q, k, v] = x Wᵀ + c of one packed matrix; any other is
+    as it was."""
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None, need_weights: bool = True,
@@ -87,7 +96,7 @@ class FasterAttention(Faster, nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """As nn.MultiheadAttention."""
         packed = self.in_proj_weight is not None and self.bias_k is None and not self.add_zero_attn
-        own = query is key is value and query.dim() == 3 and self.batch_first
+        own = key is value and query.dim() == 3 and self.batch_first
         masked = key_padding_mask is not None or (
             attn_mask is not None and (attn_mask.dim() != 2 or not attn_mask.is_floating_point())
         )
@@ -96,7 +105,12 @@ class FasterAttention(Faster, nn.MultiheadAttention):
                 query, key, value, key_padding_mask=key_padding_mask, need_weights=need_weights, attn_mask=attn_mask,
                 average_attn_weights=average_attn_weights, is_causal=is_causal,
             )  # fmt: skip
-        parts = self.product(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+        weight, bias, width = self.in_proj_weight, self.in_proj_bias, self.embed_dim
+        if query is key:
+            parts = self.product(query, weight, bias).chunk(3, -1)
+        else:
+            first, others = slice(width), slice(width, None)
+            parts = self.product(query, weight, bias, first), *self.product(key, weight, bias, others).chunk(2, -1)
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
         mixed = attended(q, k, v, attn_mask) if q.requires_grad else F.scaled_dot_product_attention(q, k, v, attn_mask)
         y = self.product(mixed.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
@@ -112,33 +126,53 @@ def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return (scores if mask is None else scores + mask).softmax(-1).to(v.dtype) @ v
 
 
+class Transposes:
+    """Wᵀ in order of each weight, or of some of its rows, made when it has changed since it was last asked for."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, int], tuple[int, Tensor]] = {}
+
+    def of(self, weight: Tensor) -> Tensor:
+        """Wᵀ of (m, n), as (n, m)."""
+        place = weight.data_ptr(), len(weight)
+        version, turned = self._kept.get(place, (None, weight))
+        if version != weight._version:
+            turned = weight.mT.contiguous()
+            self._kept[place] = weight._version, turned
+        return turned
+
+
 class Product(torch.autograd.Function):
     """y = x Wᵀ + c for x of (..., n) and W of (m, n), with ∂x = ∂y W, ∂W = ∂yᵀ x and ∂c = Σ ∂y.
 
     oneDNN multiplies by the transpose of what lies in order, so that gradients take copies of W or of x and ∂y in the other
     order. They are small beside a product of many rows; one of few is torch's own.
+
+    Args:
+        turned: keeps those of W.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, turned: Transposes | None = None) -> Tensor:
+        ctx.turned = turned
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return onednn(x.detach(), weight.detach(), bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)
         many = len(rows) >= MANY
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_x = onednn(grad.contiguous(), weight.mT.contiguous()) if many else grad @ weight
+            of_x = onednn(grad.contiguous(), (ctx.turned or Transposes()).of(weight)) if many else grad @ weight
         if ctx.needs_input_grad[1]:
             given = x.flatten(0, -2)
             of_weight = onednn(rows.mT.contiguous(), given.mT.contiguous()) if many else rows.mT @ given
         if ctx.needs_input_grad[2]:
             of_bias = rows.sum(0)
-        return of_x, of_weight, of_bias
+        return of_x, of_weight, of_bias, None
 
 
 def _is_for_cpu(weight: Tensor) -> bool:

@@ -34,7 +34,7 @@ class JointModel(nn.Module):
         encoder: shared by all tasks.
         heads: in the order of the tasks.
         regressions: which of the tasks are.
-        head_input: of the encoder's output what heads read.
+        embedded: what heads read of rows, by the encoder; as ``EncoderBackbone.embedded``.
     """
 
     base_model_prefix = "encoder"
@@ -45,10 +45,10 @@ class JointModel(nn.Module):
         encoder: PreTrainedModel,
         heads: list[Head],
         regressions: list[bool],
-        head_input: Callable[[Any], Features] = head_input,
+        embedded: Callable[[Any, dict[str, Tensor]], Features] = lambda encoder, rows: head_input(encoder(**rows)),
     ):
         super().__init__()
-        self._head_input = head_input
+        self._embedded = embedded
         self.encoder, self.heads, self.regressions = encoder, nn.ModuleList(heads), regressions
 
     def forward(self, task: Tensor, labels: Tensor, **inputs: Tensor) -> SequenceClassifierOutput:
@@ -56,7 +56,7 @@ class JointModel(nn.Module):
 
         ``logits`` (rows, the most labels of any task) hold a row's own in its first columns and −∞ in the others.
         """
-        features = self._head_input(self.encoder(**inputs))
+        features = self._embedded(self.encoder, inputs)
         losses, given = labels.new_zeros((), dtype=torch.float32), []
         for index, (head, regression) in enumerate(zip(self.heads, self.regressions, strict=True)):
             mine = (task == index).nonzero().flatten()
@@ -92,7 +92,7 @@ def train_jointly(
     backbone.check_head_reads_first_token(first)
     encoder = backbone.encoder(first)
     heads = [Head(first), *(Head(backbone.new_expert(task, options.backbone_dropout)) for task in tasks[1:])]
-    model = JointModel(encoder, heads, [task.kind == "regression" for task in tasks], backbone.head_input)
+    model = JointModel(encoder, heads, [task.kind == "regression" for task in tasks], backbone.embedded)
     model.to(backbone.device)
     rows = _union([backbone.training_inputs(task, seed) for task in tasks], tasks, TRAIN)
     held_out = _union([backbone.inputs(task, VALIDATION) for task in tasks], tasks, VALIDATION)

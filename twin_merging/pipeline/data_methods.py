@@ -141,7 +141,7 @@ def coefficients(stages: Stages, method: Any, folder: Path, scratch: Path) -> No
     for module in encoder.modules():
         if isinstance(module, nn.Embedding):
             module.sparse = True  # a dense gradient of a vocabulary of which a batch has few words takes longer
-    with faster_products(encoder, backbone_of(stages).autocast):
+    with faster_products(encoder, backbone_of(stages).autocast, repeated=True):
         learned, history = learn(Mixture(own, deltas), _entropy_of(stages, tasks, encoder, method), method)
     found = dict(zip(deltas, learned.T.contiguous(), strict=True))
     checkpoints.save(found, folder / "coefficients.safetensors")
@@ -171,7 +171,7 @@ def _entropy_of(stages: Stages, tasks: list[Task], encoder: Any, method: Any) ->
         """Σ of these tasks' mean entropies, by one pass."""
         batches = [backbone.batch(inputs[index], next(order[index]).tolist()) for index in passed]
         together = {name: torch.cat([one[name] for one in batches]) for name in batches[0]} if layers else batches[0]
-        read = backbone.head_input(encoder(**together))
+        read = backbone.embedded(encoder, together)
         parts = [
             {name: value.tensor_split(len(passed))[place] for name, value in read.items()}
             for place in range(len(passed))
