@@ -171,7 +171,7 @@ def test_grams_of_clip_are_of_every_matrix(tmp_path):
 def test_an_encoder_is_afterwards_what_it_was(tmp_path, kind):
     backbone = some_backbone(tmp_path, kind)
     model, inputs = expert_of(backbone)
-    encoder, batch = backbone.encoder(model), backbone.collate(inputs.rows)
+    encoder, batch = backbone.encoder(model.eval()), backbone.collate(inputs.rows)
     names, modules = list(encoder.state_dict()), [*encoder.modules()]
 
     def answer() -> torch.Tensor:
