@@ -13,7 +13,7 @@ from oracles import batchnorm as oracle
 
 from twin_merging.backbones.batchnorm import norms
 from twin_merging.config import FullFineTuning
-from twin_merging.experts.fine_tuning import full_fine_tuning
+from twin_merging.experts.fine_tuning import full_fine_tuning, train
 from twin_merging.experts.multitask import train_jointly
 
 OPTIONS = FullFineTuning(epochs=2, lr=1e-3, batch_size=8)
@@ -51,3 +51,18 @@ def test_joint_training_finds_them_by_all_tasks_alike(backbone, tmp_path):
     tasks = [colour_task("a"), colour_task("b", rows=12, seed=1)]
     weights, _, _ = train_jointly(backbone, tasks, OPTIONS, 0, tmp_path)
     check(backbone, backbone.encoder_with(weights), tasks, 12)
+
+
+@pytest.mark.parametrize("rows", [16, 17, 18])
+def test_no_batch_has_one_row_alone(tmp_path, caplog, rows):
+    """Whose last map of 1 x 1 would be one number a channel."""
+    caplog.set_level("INFO")
+    save_timm(tmp_path / "model", "resnet")
+    backbone, task, seen = timm_of(tmp_path / "model", batchnorm_rows=8), colour_task("a", rows=rows), []
+    model = backbone.new_expert(task)
+    model.register_forward_hook(lambda module, _, output: seen.append((len(output.logits), module.training)))
+    train(backbone, model, task, OPTIONS, 0, tmp_path)
+    learned, judged = ([count for count, training in seen if training is mode] for mode in (True, False))
+    assert sorted(learned) == sorted({16: [8, 8], 17: [8, 8], 18: [8, 8, 2]}[rows] * OPTIONS.epochs)
+    assert sum(judged) == rows * OPTIONS.epochs
+    assert ("leaves out the last of 17 rows" in caplog.text) == (rows == 17)

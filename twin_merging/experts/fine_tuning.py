@@ -21,7 +21,7 @@ from twin_merging.backbones.rows import Inputs, WithMore
 from twin_merging.config import FullFineTuning
 from twin_merging.evaluation.metrics import metrics
 from twin_merging.evaluation.selection import choose
-from twin_merging.experts.norms import statistics_of
+from twin_merging.experts.norms import statistics_of, without_lonely
 from twin_merging.experts.workers import START, EpochCallback, plain_errors, workers_for
 from twin_merging.progress import Progress
 from twin_merging.tasks.base import TRAIN, VALIDATION, Task
@@ -104,7 +104,8 @@ def fit(
         callbacks: more of the ``Trainer``'s.
         parts: of the ``Trainer``, in place of the collator and the optimizer for an encoder with a head.
     """
-    steps = -(-len(rows) // options.batch_size) * options.epochs
+    learned = without_lonely(rows, options.batch_size, model, label)
+    steps = -(-len(learned) // options.batch_size) * options.epochs
     arguments = TrainingArguments(
         output_dir=str(scratch), seed=seed, data_seed=seed, use_cpu=backbone.device.type == "cpu",
         num_train_epochs=options.epochs, per_device_train_batch_size=options.batch_size, per_device_eval_batch_size=64,
@@ -120,7 +121,7 @@ def fit(
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=rows,
+        train_dataset=learned,
         eval_dataset=held_out,
         compute_metrics=compute_metrics,
         callbacks=[_EtaCallback(label), _CheckpointCallback(), EpochCallback(rows), *callbacks],

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+from torch.utils.data import Subset
 from transformers import TrainerCallback
 
 from twin_merging.backbones import batchnorm
 from twin_merging.backbones.encoders import EncoderBackbone
 from twin_merging.config.experts import BATCHNORM_BATCH, BATCHNORM_ROWS
 from twin_merging.tasks.base import TRAIN, Task
+
+log = logging.getLogger("twin_merging")
 
 
 def statistics_of(backbone: EncoderBackbone, encoder: nn.Module, tasks: Sequence[Task]) -> list[TrainerCallback]:
@@ -25,6 +29,18 @@ def statistics_of(backbone: EncoderBackbone, encoder: nn.Module, tasks: Sequence
     most = getattr(backbone.options, "batchnorm_rows", BATCHNORM_ROWS)
     rows = range(min(most, *(len(task.splits[TRAIN]) for task in tasks)))
     return [_Statistics(backbone, encoder, [backbone.inputs(task, TRAIN, rows) for task in tasks])]
+
+
+def without_lonely(rows: Any, batch_size: int, model: nn.Module, label: str) -> Any:
+    """Rows in batches of which none has one row alone, of which BatchNorm, if the model has one, finds no variance: the last row
+    of all is left out where there would be one."""
+    if len(rows) == 1 or len(rows) % batch_size != 1 or not batchnorm.norms(model):
+        return rows
+    log.info(
+        "  fine-tune %s leaves out the last of %d rows, which would be a batch by itself: BatchNorm finds no variance of one",
+        label, len(rows),
+    )  # fmt: skip
+    return Subset(rows, range(len(rows) - 1))
 
 
 class _Statistics(TrainerCallback):
