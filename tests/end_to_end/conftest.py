@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import tiny
 import tiny_exams
 from backbones.tiny_language import save_language
-from commands import Outcome, finish, start
-
-METHODS = "pretrained,finetuned,weight_averaging,task_arithmetic,twin"
-SWEEP = ("-m", f"merge_method={METHODS}", "evaluation.heads=oracle,routed")
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A sweep of all methods and both heads that ran to its end."""
-
-    outcome: Outcome
-    folder: Path
-    """The folder of the sweep: its report and a folder a job."""
-    cache: Path
+from commands import finish, start
+from mounts import mounted
+from sweeps import SWEEP, Finished
 
 
 @pytest.fixture(scope="session")
@@ -90,17 +76,3 @@ def read_only_folder(tmp_path: Path) -> Iterator[Path]:
         return
     with mounted(folder, "ro"):
         yield folder
-
-
-@contextmanager
-def mounted(folder: Path, options: str) -> Iterator[None]:
-    """A file system in memory at ``folder``, where this process may mount one."""
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"needs a small file system of its own, and this process may not mount one ({error})")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -29,7 +29,7 @@ COMMANDS = [
     if line.startswith("python run.py")
 ]
 (EXAMPLE,) = (block for language, block in BLOCKS if language == "python" and ".register(" in block)
-FEW = ("tasks.limit=24", "finetune.epochs=1")
+FEW = ("tasks.limit=24", "finetune.epochs=1", "evaluation.timing=4")
 ELSEWHERE = (
     "paths.mirror",
     "experts.source",

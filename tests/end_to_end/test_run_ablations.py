@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import tiny
 from commands import refused, results, succeed
-from conftest import Finished
 from safetensors.torch import load_file
+from sweeps import Finished
 
 ORACLE = ("router=oracle", "evaluation.heads=oracle")
 

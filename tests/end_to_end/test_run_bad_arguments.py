@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from commands import refused, results, snapshot, succeed
-from conftest import Finished
+from sweeps import Finished
 
 BAD = {
     "unknown task": (["tasks.names=[colour,sise]"], ["tasks.names", "sise", "nearest:  size"]),

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import tiny
 from commands import refused, results, snapshot
-from conftest import Finished
 from safetensors.torch import load_file, save_file
+from sweeps import Finished
 
 # --- data -------------------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tiny
 from commands import numbers, results, succeed
-from conftest import Finished
 from safetensors import safe_open
+from sweeps import Finished
 from test_stage_keys import key
 from transformers import AutoTokenizer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import results, succeed
-from conftest import Finished
+from sweeps import Finished
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from twin_merging.tasks.base import Task

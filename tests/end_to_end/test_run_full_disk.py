@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from commands import finish, refused, results, snapshot, start, succeed, wait_until
-from conftest import mounted
+from mounts import mounted
 
 
 def test_too_little_room_is_known_before_work(small: list[str], tmp_path: Path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import finish, numbers, results, start, succeed, wait_until
-from conftest import Finished
+from sweeps import Finished
 
 ALONE = ("merge_method=finetuned", "tasks.names=[size]", "hydra.run.dir=run")
 

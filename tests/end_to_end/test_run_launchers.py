@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import Outcome, finish, numbers, results, start
-from conftest import Finished
+from sweeps import Finished
 
 LAUNCHERS = {
     "basic": ("hydra", []),

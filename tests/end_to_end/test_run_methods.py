@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from commands import refused, results, succeed
-from conftest import Finished
 from safetensors.torch import load_file
+from sweeps import Finished
 
 from twin_merging.compose import plan
 from twin_merging.pipeline import compute

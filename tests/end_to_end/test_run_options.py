@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import finish, numbers, results, run, snapshot, start, succeed, wait_until
-from conftest import Finished
+from sweeps import Finished
 
 
 @pytest.mark.parametrize("tracker", ["jsonl", "tensorboard", "wandb", "none"])

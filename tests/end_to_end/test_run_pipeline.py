@@ -10,7 +10,7 @@ import pytest
 import tiny
 import yaml
 from commands import Outcome, numbers, results, snapshot, succeed
-from conftest import METHODS, SWEEP, Finished
+from sweeps import METHODS, SWEEP, Finished
 
 from twin_merging.config import REGISTRIES
 from twin_merging.pipeline.environment import resolve_device

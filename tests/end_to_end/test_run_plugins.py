@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from commands import finish, numbers, refused, results, run, start, succeed
-from conftest import Finished
+from sweeps import Finished
 
 METHOD = '''
 from dataclasses import dataclass

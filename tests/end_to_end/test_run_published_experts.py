@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import tiny
 from commands import refused, results, succeed
-from conftest import Finished
 from safetensors.torch import load_file, save_file
+from sweeps import Finished
 
 OUTPUTS = [2, 0, 1]  # of the class of each output in the published head's order
 

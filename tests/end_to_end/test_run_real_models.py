@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import results, succeed
-from conftest import METHODS
+from sweeps import METHODS
 
 from twin_merging.tasks.offline_text import TASKS
 

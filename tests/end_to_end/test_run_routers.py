@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from commands import numbers, refused, results, succeed
-from conftest import Finished
+from sweeps import Finished
 from test_stage_keys import key
 from transformers import AutoTokenizer
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import refused, results, succeed
-from conftest import Finished
+from sweeps import Finished
 
 from twin_merging.compose import plan
 from twin_merging.pipeline import validated

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from commands import results, run, snapshot, succeed
-from conftest import Finished
 from oracles import svd as oracle
 from oracles.dynamic import multiplied_out
 from safetensors.torch import load_file
+from sweeps import Finished
 
 from twin_merging.compose import plan
 from twin_merging.parts import Parts

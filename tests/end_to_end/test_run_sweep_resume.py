@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from commands import finish, lasting, refused, results, run, snapshot, start, succeed, wait_until
-from conftest import Finished
+from sweeps import Finished
 
 RESUME = "sweep.resume=true"
 KILLS = int(os.environ.get("TWIN_KILLS", "3"))  # of the slow test; more take longer

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 from commands import Outcome, numbers, refused, results, succeed
-from conftest import Finished
+from sweeps import Finished
 from test_run_routers import TFIDF, without_router
 
 EVALUATION = ("evaluation=task_unknown", "evaluation.noise=[0.0,0.5]")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import results, run
-from conftest import Finished
+from sweeps import Finished
 
 
 @pytest.mark.parametrize("head", ["expert", "frozen"])
