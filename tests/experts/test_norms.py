@@ -15,6 +15,7 @@ from twin_merging.backbones.batchnorm import norms
 from twin_merging.config import FullFineTuning
 from twin_merging.experts.fine_tuning import full_fine_tuning, train
 from twin_merging.experts.multitask import train_jointly
+from twin_merging.experts.norms import without_lonely
 
 OPTIONS = FullFineTuning(epochs=2, lr=1e-3, batch_size=8)
 
@@ -66,3 +67,12 @@ def test_no_batch_has_one_row_alone(tmp_path, caplog, rows):
     assert sorted(learned) == sorted({16: [8, 8], 17: [8, 8], 18: [8, 8, 2]}[rows] * OPTIONS.epochs)
     assert sum(judged) == rows * OPTIONS.epochs
     assert ("leaves out the last of 17 rows" in caplog.text) == (rows == 17)
+
+
+@pytest.mark.parametrize(("kind", "left"), [("resnet", 16), ("vit", 17)])
+def test_only_batchnorm_leaves_a_row_out(tmp_path, kind, left):
+    save_timm(tmp_path / "model", kind)
+    model = timm_of(tmp_path / "model").new_expert(colour_task("a"))
+    found = without_lonely(list(range(17)), 8, model, "a")
+    assert list(found) == list(range(left))
+    assert list(without_lonely([0], 8, model, "a")) == [0]
