@@ -37,7 +37,8 @@ def test_the_loss_is_the_mean_of_each_rows_own(backbone):
             losses.append(float((given[0, 0] - label) ** 2))
         else:
             losses.append(float(functional.cross_entropy(given, label.long().view(1))))
-    joint = JointModel(encoder, [Head(model) for model in models], [each.kind == "regression" for each in TASKS]).eval()
+    heads, regressions = [Head(model) for model in models], [each.kind == "regression" for each in TASKS]
+    joint = JointModel(encoder, heads, regressions, backbone.embedded).eval()
     found = joint(**rows, task=owners, labels=labels)
     assert found.loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     for row, expected in enumerate(logits):

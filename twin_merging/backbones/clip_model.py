@@ -99,14 +99,12 @@ def _embeds_class_token(tower: Any) -> bool:
 
 @contextmanager
 def _alone(tower: Any) -> Iterator[None]:
-    last = [block for block in tower.modules() if isinstance(block, LastBlock)]
-    for block in last:
-        block.alone = True
+    last = tower.transformer.resblocks[-1]
+    last.alone = True  # which no other block than ours asks for
     try:
         yield
     finally:
-        for block in last:
-            block.alone = False
+        last.alone = False
 
 
 class ClipClassifier(PreTrainedModel):

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from twin_merging.backbones.encoders import EncoderBackbone
-from twin_merging.backbones.features import Features, Head, head_input
+from twin_merging.backbones.features import Features, Head
 from twin_merging.backbones.rows import Inputs, Joined, WithMore
 from twin_merging.config import FullFineTuning
 from twin_merging.evaluation.metrics import metrics
@@ -45,7 +45,7 @@ class JointModel(nn.Module):
         encoder: PreTrainedModel,
         heads: list[Head],
         regressions: list[bool],
-        embedded: Callable[[Any, dict[str, Tensor]], Features] = lambda encoder, rows: head_input(encoder(**rows)),
+        embedded: Callable[[Any, dict[str, Tensor]], Features],
     ):
         super().__init__()
         self._embedded = embedded
