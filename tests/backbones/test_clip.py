@@ -190,11 +190,15 @@ def test_an_embedding_alone_is_the_same_and_goes_back_alike(tmp_path, task, visi
 
 
 def test_a_model_that_learns_answers_as_one_that_does_not(folder, task):
-    backbone = backbone_of(folder)
+    """By fewer tokens of the last block."""
+    backbone, seen = backbone_of(folder), []
     model, batch = backbone.new_expert(task), backbone.batch(backbone.inputs(task, "test"), range(5))
+    last = model.encoder.visual.transformer.resblocks[-1]
+    last.register_forward_hook(lambda *given: seen.append(given[2].shape[1]))
     with torch.inference_mode():
         answers = [model.train(mode)(**batch).logits for mode in (True, False)]
     torch.testing.assert_close(*answers, rtol=0, atol=1e-4)
+    assert seen == [1, 17]
 
 
 # --- merging and learning ---------------------------------------------------------------------------------------------
