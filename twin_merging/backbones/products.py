@@ -145,8 +145,8 @@ class Transposes:
 class Product(torch.autograd.Function):
     """y = x Wᵀ + c for x of (..., n) and W of (m, n), with ∂x = ∂y W, ∂W = ∂yᵀ x and ∂c = Σ ∂y.
 
-    oneDNN multiplies by the transpose of what lies in order, so that gradients take copies of W or of x and ∂y in the other
-    order. They are small beside a product of many rows; one of few is torch's own.
+    oneDNN multiplies by the transpose of what lies in order, so that ∂x takes a copy of W in the other order. It is small beside
+    a product of many rows; one of few is torch's own. So is ∂W, for which x and ∂y would have to be turned.
 
     Args:
         turned: keeps those of W.
@@ -163,13 +163,12 @@ class Product(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)
-        many = len(rows) >= MANY
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
+            many = len(rows) >= MANY
             of_x = onednn(grad.contiguous(), (ctx.turned or Transposes()).of(weight)) if many else grad @ weight
         if ctx.needs_input_grad[1]:
-            given = x.flatten(0, -2)
-            of_weight = onednn(rows.mT.contiguous(), given.mT.contiguous()) if many else rows.mT @ given
+            of_weight = rows.mT @ x.flatten(0, -2)
         if ctx.needs_input_grad[2]:
             of_bias = rows.sum(0)
         return of_x, of_weight, of_bias, None
