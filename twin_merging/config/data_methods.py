@@ -58,6 +58,7 @@ class AdaMerging:
     steps: int = option(500, "steps of Adam", low=1)
     lr: float = option(1e-3, "Adam learning rate", low=TINY, high=1)
     batch_size: int = option(16, "rows a task and step", low=1)
+    rows_at_once: int = option(32, "rows of several tasks that go through the encoder together", low=1)
     needs: ClassVar[str] = "coefficients"
 
 

@@ -14,6 +14,7 @@ from twin_merging import checkpoints, parameters
 from twin_merging.backbones import batchnorm, statistics
 from twin_merging.backbones.features import Features, Head, read_by_head
 from twin_merging.backbones.products import faster_products
+from twin_merging.backbones.rows import Inputs
 from twin_merging.checkpoints import Checkpoint
 from twin_merging.config import Ties, merge_methods
 from twin_merging.evaluation.heads import Answer
@@ -156,8 +157,8 @@ def _entropy_of(stages: Stages, tasks: list[Task], encoder: Any, method: Any) ->
     """A function that runs each task's next batch through the encoder and its head, and goes back from Σ_t mean entropy.
 
     BatchNorm, which has no statistics of an encoder that changes at every step, normalizes the batches of all tasks together
-    by their own, as those of the encoder that λ merges to are found; they go through in one pass. Other encoders see one
-    task after the other, in the memory of one.
+    by their own, as those of the encoder that λ merges to are found; they go through in one pass. Other encoders see some tasks
+    after the others, in the memory of these.
     """
     backbone, heads = backbone_of(stages), heads_of(stages)
     generator = torch.Generator().manual_seed(stages.run.seed)
@@ -165,13 +166,14 @@ def _entropy_of(stages: Stages, tasks: list[Task], encoder: Any, method: Any) ->
     order = [surgery.shuffled(len(mine.rows), method.batch_size, generator) for mine in inputs]
     for head in heads.values():
         head.requires_grad_(False)
-    layers, each = batchnorm.norms(encoder), list(range(len(tasks)))
+    layers = batchnorm.norms(encoder)
+    at_once = len(tasks) if layers else _tasks_at_once(inputs, method)
+    passes = torch.arange(len(tasks)).tensor_split(-(-len(tasks) // at_once))
 
     def entropies(passed: list[int]) -> Tensor:
         """Σ of these tasks' mean entropies, by one pass."""
         batches = [backbone.batch(inputs[index], next(order[index]).tolist()) for index in passed]
-        together = {name: torch.cat([one[name] for one in batches]) for name in batches[0]} if layers else batches[0]
-        read = backbone.embedded(encoder, together)
+        read = backbone.embedded(encoder, {name: torch.cat([one[name] for one in batches]) for name in batches[0]})
         parts = [
             {name: value.tensor_split(len(passed))[place] for name, value in read.items()}
             for place in range(len(passed))
@@ -181,15 +183,22 @@ def _entropy_of(stages: Stages, tasks: list[Task], encoder: Any, method: Any) ->
 
     def backward() -> float:
         total = 0.0
-        for passed in [each] if layers else [[index] for index in each]:
+        for passed in passes:
             autocast = torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.autocast)
             with autocast, batchnorm.by_batch(layers):
-                loss = entropies(passed)
+                loss = entropies(passed.tolist())
             loss.backward()
             total += loss.item()
         return total
 
     return backward
+
+
+def _tasks_at_once(inputs: Sequence[Inputs], method: Any) -> int:
+    """How many tasks' batches go through in one pass: of rows that differ in length one, which would be padded to the longest."""
+    if len({length for mine in inputs for length in mine.lengths}) > 1:
+        return 1
+    return max(1, method.rows_at_once // method.batch_size)
 
 
 def adapters(stages: Stages, folder: Path, scratch: Path) -> None:
