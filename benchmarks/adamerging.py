@@ -2,14 +2,15 @@
 
 CLIP's ViT-B/32 image encoder and eight task vectors, all random, and a batch of random images for each task. The ways:
 
-- ``ours``: θ is written into the model, each task's batch goes forward and back, and dL/dλ = ⟨dL/dθ, τ⟩ at the end.
+- ``ours``: θ is written into the model, the batches of a few tasks at a time go forward and back, and dL/dλ = ⟨dL/dθ, τ⟩ at the
+  end.
 - ``functional_call``: θ₀ + Σ λ τ is one graph, all tasks run through it, and their sum goes back.
 - ``functional_call, float32``: the same as it is published, without autocast; with ``--precision bf16``, which is what
   ``precision=auto`` takes on processors that have it.
 - ``functional_call, merged for each task``: the same with a merge for every task's batch, as the published code has it.
 
-What is freed goes back to the system at once, in all ways alike: glibc would keep so much beside the merged weights of the last way
-that eight tasks would take more than 22 GB.
+Times are taken as the C library keeps memory by itself; but for the last way, for which it would keep more than 22 GB of what is
+freed with eight tasks. That way's time, ours beside it, and all memory are taken when what is freed goes back at once.
 
 FILE becomes a list of objects: ``way``, ``time_ratio`` (seconds of a step over ours; all ways run in turns, the least counts),
 ``memory_ratio`` (the highest memory of a step above the model and the task vectors, over ours), ``difference`` (the largest of
@@ -36,7 +37,7 @@ from twin_merging.backbones.products import faster_products
 from twin_merging.merging.adamerging import Mixture, entropy
 
 CLASSES = (397, 196, 45, 10, 10, 43, 10, 47)  # of the paper's eight tasks
-OURS = "ours"
+OURS, EACH = "ours", "functional_call, merged for each task"
 
 
 def main() -> None:
@@ -45,12 +46,12 @@ def main() -> None:
     parser.add_argument("--model", default="ViT-B-32", help="open_clip's name of it")
     parser.add_argument("--tasks", type=int, default=len(CLASSES))
     parser.add_argument("--batch", type=int, default=16, help="images a task")
+    parser.add_argument("--rows-at-once", type=int, default=32, help="that ours takes through the encoder")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
 
-    memory.give_back_at_once()
     torch.manual_seed(0)
     made = open_clip.get_model_config(asked.model)
     config = ClipConfig(embed_dim=made["embed_dim"], vision=made["vision_cfg"], quick_gelu=bool(made.get("quick_gelu")))
@@ -64,11 +65,11 @@ def main() -> None:
     side = made["vision_cfg"]["image_size"]
     images = [torch.randn(asked.batch, 3, side, side, device=asked.device) for _ in heads]
     heads = [head.to(asked.device) for head in heads]
+    rounds = asked.precision == "bf16"
+    passes = -(-asked.tasks // max(1, asked.rows_at_once // asked.batch))
 
     def loss(output: Tensor, head: Tensor) -> Tensor:
         return entropy(F.normalize(output.float(), dim=-1) @ head.T).mean()
-
-    rounds = asked.precision == "bf16"
 
     def autocast(enabled: bool = rounds) -> torch.autocast:
         return torch.autocast(torch.device(asked.device).type, torch.bfloat16, enabled=enabled)
@@ -79,10 +80,12 @@ def main() -> None:
     def ours(coefficients: Tensor) -> Tensor:
         mixture.write(coefficients)
         with faster_products(encoder, rounds, repeated=True):
-            for batch, head in zip(images, heads, strict=True):
+            for some in torch.arange(asked.tasks).tensor_split(passes):
                 with autocast():
-                    mine = loss(encoder(batch, tokens=False).pooler_output, head)
-                mine.backward()
+                    output = encoder(torch.cat([images[task] for task in some]), tokens=False).pooler_output
+                    parts = output.split(asked.batch)
+                    mine = [loss(part, heads[task]) for part, task in zip(parts, some, strict=True)]
+                torch.stack(mine).sum().backward()
         return mixture.gradient()
 
     def merged(coefficients: Tensor) -> dict[str, Tensor]:
@@ -107,31 +110,41 @@ def main() -> None:
 
         return step
 
-    ways = {OURS: ours, "functional_call": plain(False, rounds)}
-    if rounds:
-        ways["functional_call, float32"] = plain(False, rounds=False)
-    ways["functional_call, merged for each task"] = plain(True, rounds)
+    def seconds_of(way: str, step: Callable[[Tensor], Tensor]) -> float:
+        for parameter in own.values():
+            parameter.grad = None
+        begun = time.perf_counter()
+        found[way] = step(start).cpu()
+        return time.perf_counter() - begun
+
+    device, found = torch.device(asked.device).type, dict[str, Tensor]()
     start = mixture.new_full(mixture.shape, 0.3)
-    seconds, peaks, found = {}, {}, {}
+    once = {OURS: ours, "functional_call": plain(False, rounds)}
+    if rounds:
+        once["functional_call, float32"] = plain(False, rounds=False)
+    timed = [{way: seconds_of(way, step) for way, step in once.items()} for _ in range(asked.repeats)]
+    memory.give_back_at_once()
+    rows, peaks = [], dict[str, int | None]()
     for _ in range(asked.repeats):
-        for way, step in ways.items():
-            for parameter in own.values():
-                parameter.grad = None
-            before = memory.settled(torch.device(asked.device).type)
-            begun = time.perf_counter()
-            found[way] = step(start).cpu()
-            seconds[way] = min(time.perf_counter() - begun, seconds.get(way, float("inf")))
-            peaks[way] = memory.added_since(before, torch.device(asked.device).type)
+        rows.append({})
+        for way, step in {**once, EACH: plain(True, rounds)}.items():
+            before = memory.settled(device)
+            rows[-1][way] = seconds_of(way, step)
+            peaks[way] = memory.added_since(before, device)
     ways_found = [
         {
-            "way": way, "time_ratio": round(seconds[way] / seconds[OURS], 2),
-            "memory_ratio": peaks[way] and round(peaks[way] / peaks[OURS], 2),
+            "way": way, "time_ratio": round(_least(way, of := rows if way == EACH else timed) / _least(OURS, of), 2),
+            "memory_ratio": peak and round(peak / peaks[OURS], 2),
             "difference": float((found[way] - found[OURS]).abs().max() / found[OURS].abs().max()),
         }
-        for way in ways
+        for way, peak in peaks.items()
     ]  # fmt: skip
     asked.json.write_text(json.dumps(ways_found, indent=1))
     print(*map(json.dumps, ways_found), sep="\n")
+
+
+def _least(way: str, rounds: list[dict[str, float]]) -> float:
+    return min(seconds[way] for seconds in rounds)
 
 
 if __name__ == "__main__":
