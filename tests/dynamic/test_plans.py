@@ -253,6 +253,14 @@ def test_real_speeds_are_plausible():
     assert 1e-8 < found.call < 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_trained_while_speeds_are_measured_draws_the_same_numbers(dtype):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    speed_module.measure("cpu", dtype)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_layers_that_do_the_same_are_explained_together():
     layers = [Explained(f"Model.layer.{number}.out", "factored", 1.0 + number) for number in range(3)]
     text = explanation([*layers, Explained("Model.pooler", "dense", 2.0)])

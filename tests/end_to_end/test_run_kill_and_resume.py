@@ -83,3 +83,10 @@ def test_two_at_once_fine_tune_each_expert_once(one: list[str], finished: Finish
         computed = [line for outcome in outcomes for line in outcome.lines(f"  {stage} ", "computed in")]
         assert len(computed) == 1, (stage, computed)
     assert expert_hash(tmp_path, "size") == expert_hash(finished.folder, "size")
+
+
+def test_the_first_run_of_a_machine_trains_the_same_expert(one: list[str], finished: Finished, tmp_path: Path):
+    """Which measures how fast products are, in the middle of it."""
+    succeed(*one, folder=tmp_path, env={"XDG_CACHE_HOME": str(tmp_path / "user")})
+    assert (tmp_path / "user/twin_merging/speeds.json").exists()
+    assert expert_hash(tmp_path, "size") == expert_hash(finished.folder, "size")

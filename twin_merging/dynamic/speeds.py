@@ -65,9 +65,12 @@ def measure(device: str, dtype: torch.dtype, kernels: str = "auto") -> Speeds:
     tokens, n, few, examples, experts = 2048, 768, 64, 16, 8
     kernel = fastest(device, dtype) if kernels == "auto" else "stock"
     linear, (rows, _) = by_name(kernel), block(kernel, n)
+    generator = torch.Generator(device).manual_seed(
+        0
+    )  # of its own: the first expert of a machine is trained while this measures
 
     def drawn(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, device=device).to(dtype)
+        return torch.randn(shape, device=device, generator=generator).to(dtype)
 
     x, W, V, whole = drawn(tokens, n), drawn(n, n), drawn(few, n), drawn(experts + 1, n * n)
     own, each, w = drawn(examples, n, n), drawn(examples, tokens // examples, n), drawn(examples, experts + 1)
