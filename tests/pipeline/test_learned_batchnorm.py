@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
 from backbones.tiny_batchnorm import save_resnet
 from backbones.tiny_images import backbone_of, colour_task
+from backbones.tiny_learning import RUN, encoder_of, in_doubles
 from oracles import adamerging as oracle
 from torch.func import functional_call
 
@@ -21,22 +21,13 @@ T, BATCH = 2, 6
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    backbone = backbone_of(save_resnet(tmp_path_factory.mktemp("models") / "resnet"))
-    collate = backbone.collate
-    backbone.collate = lambda rows: {name: tensor.double() for name, tensor in collate(rows).items()}
-    return backbone
+    return in_doubles(backbone_of(save_resnet(tmp_path_factory.mktemp("models") / "resnet")))
 
 
 def test_its_gradient_is_that_of_all_tasks_normalized_together(backbone, monkeypatch):
     tasks = [colour_task("a", 12, seed=1), colour_task("b", 12, seed=2)]
-    models = [backbone.new_expert(task) for task in tasks]
-    heads = {task.name: backbone.head(backbone.head_state(model), 3) for task, model in zip(tasks, models, strict=True)}
-    for name, of in {
-        "backbone_of": lambda stages: backbone, "heads_of": lambda stages: heads,
-        "inputs_of": lambda stages, task, split: backbone.inputs(task, split),
-    }.items():  # fmt: skip
-        monkeypatch.setattr(data_methods, name, of)
-    encoder = backbone.encoder(models[0]).double().eval().requires_grad_(False)
+    encoder, heads = encoder_of(backbone, tasks, monkeypatch)
+    encoder.requires_grad_(False)
     own = dict(encoder.named_parameters())
     generator = torch.Generator().manual_seed(0)
     deltas = {
@@ -49,7 +40,7 @@ def test_its_gradient_is_that_of_all_tasks_normalized_together(backbone, monkeyp
         parameter.requires_grad_()
     coefficients = torch.rand(T, len(own), generator=generator, dtype=torch.float64)
     method = AdaMerging(batch_size=BATCH, inputs="validation")
-    backward = data_methods._entropy_of(SimpleNamespace(run=SimpleNamespace(seed=0)), tasks, encoder, method)
+    backward = data_methods._entropy_of(RUN, tasks, encoder, method)
     mixture = Mixture(own, deltas)
     mixture.write(coefficients)
     loss, gradient = backward(), mixture.gradient()

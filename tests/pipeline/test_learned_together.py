@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from backbones.tiny_images import backbone_of, colour_task, save_encoder
+from backbones.tiny_learning import RUN, encoder_of, in_doubles
 
 from twin_merging.config import AdaMerging
 from twin_merging.pipeline import data_methods
@@ -16,28 +17,17 @@ TASKS = [colour_task(name, 16, seed=place) for place, name in enumerate("abc")]
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    backbone = backbone_of(save_encoder(tmp_path_factory.mktemp("models") / "vit", "vit"))
-    collate = backbone.collate
-    backbone.collate = lambda rows: {name: tensor.double() for name, tensor in collate(rows).items()}
-    return backbone
+    return in_doubles(backbone_of(save_encoder(tmp_path_factory.mktemp("models") / "vit", "vit")))
 
 
 def passes(backbone, monkeypatch, **options) -> tuple[list[int], float, torch.Tensor]:
     """Rows of each pass of one step; the entropies' sum and its gradient by every parameter."""
     torch.manual_seed(0)
-    models = [backbone.new_expert(task) for task in TASKS]
-    heads = {task.name: backbone.head(backbone.head_state(model), 3) for task, model in zip(TASKS, models, strict=True)}
-    for name, of in {
-        "backbone_of": lambda stages: backbone, "heads_of": lambda stages: heads,
-        "inputs_of": lambda stages, task, split: backbone.inputs(task, split),
-    }.items():  # fmt: skip
-        monkeypatch.setattr(data_methods, name, of)
-    encoder, seen = backbone.encoder(models[0]).double().eval(), []
+    (encoder, _), seen = encoder_of(backbone, TASKS, monkeypatch), []
     encoder.register_forward_pre_hook(
         lambda module, _, named: seen.append(len(named["pixel_values"])), with_kwargs=True
     )
-    run = SimpleNamespace(run=SimpleNamespace(seed=0))
-    loss = data_methods._entropy_of(run, TASKS, encoder, AdaMerging(inputs="validation", **options))()
+    loss = data_methods._entropy_of(RUN, TASKS, encoder, AdaMerging(inputs="validation", **options))()
     return seen, loss, torch.cat([each.grad.flatten() for each in encoder.parameters() if each.grad is not None])
 
 
